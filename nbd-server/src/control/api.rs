@@ -1,0 +1,361 @@
+//! The words of the control API, shared by [`client`](super::client) and the gateway's server. Knows JSON and nothing
+//! of sockets, disks or logs.
+//!
+//! | request                                        | body                           | reply                              |
+//! |------------------------------------------------|--------------------------------|------------------------------------|
+//! | `POST /v1/groups/{g}/attach`                   | [`AttachRequest`]              | [`AttachReply`]                    |
+//! | `POST /v1/groups/{g}/park`                     | [`ParkRequest`]                | [`ParkReply`]                      |
+//! | `POST /v1/groups/{g}/seal`                     | [`GenerationRequest`]          | [`SealReply`]                      |
+//! | `POST /v1/groups/{g}/commit`                   | [`CommitRequest`]              | [`EpochReply`]                     |
+//! | `POST /v1/groups/{g}/sync`                     | [`GenerationRequest`]          | [`EpochReply`]                     |
+//! | `POST /v1/groups/{g}/takeover`                 | [`TakeoverRequest`]            | [`TakeoverReply`]                  |
+//! | `POST /v1/groups/{g}/abort` `relieve` `detach` | [`GenerationRequest`]          | [`EpochReply`]                     |
+//! | `GET /v1/groups/{g}`                           |                                | [`GroupStatus`]                    |
+//! | `GET /v1/status`                               |                                | [`GatewayStatus`]                  |
+//! | `GET /v1/groups/{g}/events?generation=G`       |                                | one [`Event`] per line, no end     |
+//!
+//! A request that fails is answered with an HTTP status other than 200 and an [`ErrorBody`].
+//!
+//! The `v1` of the paths changes when a field changes its meaning or goes. A new field, event or error kind may be
+//! added within `v1`: readers ignore fields that they don't know and take an unknown kind as [`ErrorKind::Other`].
+
+use std::collections::BTreeMap;
+
+use epoch_log::{Epoch, Generation};
+use serde::{Deserialize, Serialize};
+
+/// A source asks to own the group: the cold start of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Id of this one process start of the source, with a fresh uuid in it; never used again. See [`valid_id`].
+    pub owner: String,
+}
+
+/// The group is the source's own now, in sync mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachReply {
+    /// The generation that the source names in all further requests.
+    pub generation: Generation,
+    /// The newest committed epoch.
+    pub committed: Epoch,
+    /// Name of each disk of the group, and the NBD export name that the source's QEMU opens for it.
+    pub exports: BTreeMap<String, String>,
+}
+
+/// A standby asks for attachments that read committed state until it takes over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkRequest {
+    /// Id of this one process start of the standby, with a fresh uuid in it; never used again. See [`valid_id`].
+    pub standby: String,
+}
+
+/// The standby may open its attachments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkReply {
+    /// Name of each disk of the group, and the NBD export name that the standby's QEMU opens for it.
+    pub exports: BTreeMap<String, String>,
+}
+
+/// Any request of an owner that needs nothing but its generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationRequest {
+    /// The generation that the owner got from `attach` or `takeover`; a lower one is refused as fenced.
+    pub generation: Generation,
+}
+
+/// An epoch is sealed over all disks of the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealReply {
+    /// The epoch that was sealed; what is written from now on belongs to the next one.
+    pub epoch: Epoch,
+    /// Bytes of guest data in the sealed epoch.
+    pub bytes: u64,
+    /// This was the seal that led from sync mode to async mode: the epoch is empty, and everything before it is in the
+    /// images.
+    pub empty_first: bool,
+}
+
+/// COMMIT 2: make a sealed epoch durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRequest {
+    /// The owner's generation.
+    pub generation: Generation,
+    /// The epoch; commits go strictly in order.
+    pub epoch: Epoch,
+    /// The standby that has acknowledged COMMIT 1 for this epoch: it holds the memory that belongs to it.
+    pub standby: String,
+}
+
+/// The newest committed epoch after the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochReply {
+    /// The newest committed epoch.
+    pub epoch: Epoch,
+}
+
+/// The standby that holds memory asks to own the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeoverRequest {
+    /// The id that the standby parked with.
+    pub standby: String,
+}
+
+/// The standby owns the group, everyone else is fenced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeoverReply {
+    /// The new generation.
+    pub generation: Generation,
+    /// The last committed epoch E: the VM goes on from (disk E, memory E) and from nothing else.
+    pub epoch: Epoch,
+}
+
+/// One line of a group's event stream. The end of the stream means that the gateway is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The first line of every stream: the caller's generation was current when the stream began.
+    Subscribed {
+        /// The current generation.
+        generation: Generation,
+    },
+    /// The epochs hold more than half of the group's memory budget: take a checkpoint now.
+    Pressure {
+        /// Bytes held in memory.
+        bytes_held: u64,
+        /// The group's budget, in bytes; at 100 % writes wait.
+        budget: u64,
+    },
+    /// Another owner has the group; the caller's VM must stop.
+    Fenced {
+        /// The generation that is current now.
+        generation: Generation,
+        /// Who owns it, if anyone.
+        owner: Option<String>,
+    },
+    /// An event of a newer gateway.
+    #[serde(other)]
+    Other,
+}
+
+/// Whether the group holds writes in epochs or writes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeName {
+    /// Writes go through to the images; FLUSH makes them durable.
+    Sync,
+    /// Writes are held in epochs and committed together.
+    Async,
+}
+
+/// What kind of attachment a client has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachmentKind {
+    /// Opened by the plain name `group/disk`.
+    Plain,
+    /// Of the source that owns the group.
+    Source,
+    /// Of a standby: reads committed state, its writes are refused until the takeover.
+    Parked,
+}
+
+/// One client's attachments to a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentStatus {
+    /// The owner or standby id, or `-` for plain attachments.
+    pub name: String,
+    /// What it may do.
+    pub kind: AttachmentKind,
+    /// Open NBD connections.
+    pub connections: u32,
+}
+
+/// One disk of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its name; the export is `group/name`.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// READ requests answered.
+    pub reads: u64,
+    /// WRITE, TRIM and WRITE_ZEROES requests answered.
+    pub writes: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written (payload of WRITE only).
+    pub bytes_written: u64,
+}
+
+/// Everything there is to know about a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The group's name.
+    pub name: String,
+    /// Sync or async mode.
+    pub mode: ModeName,
+    /// The current generation.
+    pub generation: Generation,
+    /// The source that owns the group.
+    pub owner: Option<String>,
+    /// The standby that holds memory for `committed`.
+    pub holder: Option<String>,
+    /// The epoch since which the holder has held memory without a gap.
+    pub holder_since: Option<Epoch>,
+    /// The newest committed epoch.
+    pub committed: Epoch,
+    /// The newest epoch that is durable in the images.
+    pub applied: Epoch,
+    /// The epoch that takes writes now; none in sync mode.
+    pub open: Option<Epoch>,
+    /// Bytes held in memory by open, sealed and committed epochs.
+    pub bytes_held: u64,
+    /// The memory budget, in bytes.
+    pub budget: u64,
+    /// Sealed epochs that are not committed.
+    pub sealed: u64,
+    /// Committed epochs that are not applied.
+    pub backlog: u64,
+    /// Who is attached.
+    pub attachments: Vec<AttachmentStatus>,
+    /// The last thing that went wrong and still stands (an image that can't be written, a log that is full).
+    pub last_error: Option<String>,
+    /// The disks.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// An export outside of any group, always in sync mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    /// Its NBD export name.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// The whole gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// Version of the gateway.
+    pub version: String,
+    /// Process id of the gateway.
+    pub pid: u32,
+    /// Where it listens for NBD, as in the configuration.
+    pub listen: Vec<String>,
+    /// The groups, by name.
+    pub groups: Vec<GroupStatus>,
+    /// The exports outside of groups, by name.
+    pub exports: Vec<ExportStatus>,
+}
+
+/// Why a request failed, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The caller's generation is no longer the current one: its VM must stop.
+    Fenced,
+    /// The request is against the rules of the group in its present state.
+    Refused,
+    /// Takeover: another standby holds the memory that belongs to the committed epoch.
+    OtherHolder,
+    /// Takeover: the group went to sync mode, so any memory a standby holds is older than the disks.
+    MemoryStale,
+    /// Takeover: no checkpoint has been committed yet, so there is no memory to go on from.
+    NoCheckpoint,
+    /// The gateway has no such group.
+    UnknownGroup,
+    /// The file system of the log is full; the epoch stays sealed and the commit can be retried.
+    LogFull,
+    /// The storage under the log or the images failed.
+    Io,
+    /// The gateway is stopping.
+    Stopping,
+    /// The request itself is malformed.
+    BadRequest,
+    /// A kind of a newer gateway.
+    #[serde(other)]
+    Other,
+}
+
+impl ErrorKind {
+    /// The HTTP status that goes with the kind.
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::Fenced
+            | Self::Refused
+            | Self::OtherHolder
+            | Self::MemoryStale
+            | Self::NoCheckpoint => 409,
+            Self::UnknownGroup => 404,
+            Self::LogFull => 507,
+            Self::Stopping => 503,
+            Self::BadRequest => 400,
+            Self::Io | Self::Other => 500,
+        }
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people: one sentence, with what to do.
+    pub message: String,
+}
+
+/// The body of every reply that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ErrorDetail,
+}
+
+/// Longest owner or standby id, in bytes: it must fit into an NBD export name and into a record of the log.
+pub const MAX_ID_BYTES: usize = 128;
+
+/// Whether `id` can be an owner or standby id: 1 to [`MAX_ID_BYTES`] of ASCII letters, digits, `-`, `_`, `.` and `:`.
+/// It becomes part of an export name (`group/disk@id`), of the log and of messages.
+pub fn valid_id(id: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn events_and_errors_look_as_documented() {
+        let line = serde_json::to_string(&Event::Pressure {
+            bytes_held: 3,
+            budget: 4,
+        })
+        .unwrap();
+        assert_eq!(line, r#"{"event":"pressure","bytes_held":3,"budget":4}"#);
+        let body: ErrorBody =
+            serde_json::from_str(r#"{"error":{"kind":"log_full","message":"m"}}"#).unwrap();
+        assert_eq!(body.error.kind, ErrorKind::LogFull);
+    }
+
+    #[test]
+    fn words_of_a_newer_gateway_are_not_an_error() {
+        let event: Event = serde_json::from_str(r#"{"event":"eclipse","depth":7}"#).unwrap();
+        assert_eq!(event, Event::Other);
+        let kind: ErrorKind = serde_json::from_str(r#""eclipse""#).unwrap();
+        assert_eq!(kind, ErrorKind::Other);
+    }
+
+    #[test]
+    fn ids_that_would_confuse_an_export_name_are_refused() {
+        assert!(valid_id("host-a:6f1c.1"));
+        for bad in ["", "a/b", "a@b", "a b", "é", &"x".repeat(MAX_ID_BYTES + 1)] {
+            assert!(!valid_id(bad), "{bad:?}");
+        }
+    }
+}
