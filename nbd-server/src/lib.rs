@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The storage gateway's NBD server: the protocol, its transports, the exports behind it, and the groups of disks whose
+//! writes are held in epochs.
+//!
+//! The NBD half reads from the bottom up: [`protocol`] holds the numbers of the wire, [`negotiation`] and [`transmission`] are
+//! state machines without I/O, [`connection`] drives one socket with them, [`server`] listens. What is served is behind
+//! the traits in [`export`]; this half knows neither epochs nor groups.
+
+pub mod connection;
+pub mod control;
+pub mod export;
+pub mod limits;
+pub mod negotiation;
+pub mod protocol;
+pub mod raw_export;
+pub mod server;
+pub mod transmission;

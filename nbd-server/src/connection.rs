@@ -1,0 +1,1 @@
+//! Drives one NBD connection: socket, batches, workers, replies.

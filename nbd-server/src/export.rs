@@ -1,0 +1,201 @@
+//! What an NBD connection may ask of a disk, and how it finds one.
+//!
+//! This module knows nothing of sockets, of the wire's layout, or of how a disk keeps its data: it is the seam between the
+//! protocol half of this crate and raw files ([`crate::raw_export`]) or the disks of a group.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Why a disk did not do what was asked, in the terms that NBD can carry (NBD protocol, "Error values").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// The export is read-only, or this attachment may not write.
+    #[error("the operation is not permitted on this export")]
+    Perm,
+    /// The storage failed.
+    #[error("the storage failed")]
+    Io,
+    /// There is no memory for the request right now.
+    #[error("there is not enough memory for the request")]
+    NoMem,
+    /// The request is malformed, or reads beyond the end of the disk.
+    #[error("the request is not valid")]
+    Inval,
+    /// The storage is full, or the write reaches beyond the end of the disk.
+    #[error("there is no space left")]
+    NoSpace,
+    /// The request is larger than an answer can be.
+    #[error("the request is too large")]
+    Overflow,
+    /// The operation is not supported, or a fast zero is not fast here.
+    #[error("the operation is not supported")]
+    NotSup,
+    /// The server stops, or this attachment is fenced.
+    #[error("the export is shutting down")]
+    Shutdown,
+}
+
+impl From<&std::io::Error> for IoError {
+    fn from(error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES | libc::EROFS) => Self::Perm,
+            Some(libc::ENOMEM) => Self::NoMem,
+            Some(libc::EINVAL) => Self::Inval,
+            // "It also SHOULD map the EDQUOT and EFBIG errors to NBD_ENOSPC."
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Self::NoSpace,
+            Some(libc::EOVERFLOW) => Self::Overflow,
+            Some(libc::EOPNOTSUPP) => Self::NotSup,
+            Some(libc::ESHUTDOWN) => Self::Shutdown,
+            _ => Self::Io,
+        }
+    }
+}
+
+impl From<std::io::Error> for IoError {
+    fn from(error: std::io::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// What a client is told about an export when it attaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Size of the disk in bytes, more than 0. Constant while a connection lasts.
+    pub size: u64,
+    /// Writes are refused by the connection with [`IoError::Perm`] before they reach the export.
+    pub read_only: bool,
+    /// One line for people, at most 4096 bytes; longer ones are cut. May be empty.
+    pub description: String,
+    /// The disk seeks: clients should order their requests.
+    pub rotational: bool,
+    /// A flush on one connection covers what was answered on all others, so that a client may use several.
+    pub multi_conn: bool,
+    /// `fua` may be true in requests.
+    pub can_fua: bool,
+    /// [`Export::flush`] works.
+    pub can_flush: bool,
+    /// [`Export::trim`] works.
+    pub can_trim: bool,
+    /// [`Export::write_zeroes`] works.
+    pub can_zeroes: bool,
+    /// `fast` may be true in [`Export::write_zeroes`].
+    pub can_fast_zero: bool,
+}
+
+impl ExportInfo {
+    /// A disk of `size` bytes with every ability, and several connections at once.
+    pub fn full(size: u64) -> Self {
+        Self {
+            size,
+            read_only: false,
+            description: String::new(),
+            rotational: false,
+            multi_conn: true,
+            can_fua: true,
+            can_flush: true,
+            can_trim: true,
+            can_zeroes: true,
+            can_fast_zero: true,
+        }
+    }
+}
+
+/// One attachment to a disk. It lives as long as its connection (and the requests of that connection that are under way);
+/// dropping it detaches.
+///
+/// All calls may come from several threads at once. The connection has checked before every call that the range is not empty and
+/// lies within [`ExportInfo::size`], that the export is writable for the calls that change it, and that the flags and the
+/// operation were advertised.
+pub trait Export: Send + Sync + 'static {
+    /// What the client is told. Asked once, right after the attachment.
+    fn info(&self) -> ExportInfo;
+
+    /// Fills `buf` from `offset` if that needs no waiting for storage. `Ok(false)`: it would block; `buf` then holds anything,
+    /// and [`Export::read`] follows on a worker.
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, IoError>;
+
+    /// Fills `buf` from `offset`. May block.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError>;
+
+    /// Writes `data` at `offset` if that needs no waiting. `Ok(false)`: it would block, and [`Export::write`] follows on a worker with the
+    /// same data. An export that keeps the data clones `data`, which copies nothing; the buffer behind it holds this
+    /// payload and nothing else, so that what is kept costs what it says.
+    fn try_write(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError>;
+
+    /// Writes `data` at `offset`; durable on return if `fua`. May block.
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError>;
+
+    /// Makes every write that was answered before this call durable, in the sense of the export's mode. May block.
+    fn flush(&self) -> Result<(), IoError>;
+
+    /// The client no longer needs the content of this range. May block.
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), IoError>;
+
+    /// Makes the range read as zeros. `may_trim`: space may be given back (NO_HOLE was not set). `fast`: fail with
+    /// [`IoError::NotSup`] at once rather than be as slow as a write. May block.
+    fn write_zeroes(&self, offset: u64, len: u64, may_trim: bool, fast: bool, fua: bool) -> Result<(), IoError>;
+}
+
+/// One line of the answer to NBD_OPT_LIST.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportListing {
+    /// The name to ask for, at most 4096 bytes.
+    pub name: String,
+    /// One line for people. May be empty.
+    pub description: String,
+}
+
+/// Why an export can't be attached. The message goes to the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenRefused {
+    /// There is no such export (NBD_REP_ERR_UNKNOWN).
+    #[error("{0}")]
+    Unknown(String),
+    /// The export exists, but not for this client now (NBD_REP_ERR_POLICY).
+    #[error("{0}")]
+    Policy(String),
+    /// The server stops (NBD_REP_ERR_SHUTDOWN).
+    #[error("the server is shutting down")]
+    Shutdown,
+}
+
+/// Finds exports by name.
+pub trait ExportDirectory: Send + Sync + 'static {
+    /// What NBD_OPT_LIST shows.
+    fn list(&self) -> Vec<ExportListing>;
+
+    /// What [`Export::info`] would say after [`ExportDirectory::open`], without attaching (NBD_OPT_INFO).
+    fn describe(&self, name: &str) -> Result<ExportInfo, OpenRefused>;
+
+    /// Attaches. The `cutter` ends this very connection and stays usable, without effect, after it has ended.
+    fn open(&self, name: &str, cutter: Cutter) -> Result<Arc<dyn Export>, OpenRefused>;
+}
+
+/// Cuts one connection off: its socket is shut down in both directions, so that nothing more is read from it or answered on it.
+#[derive(Clone)]
+pub struct Cutter(Arc<dyn Fn() + Send + Sync>);
+
+impl Cutter {
+    /// A cutter that calls `cut`, which must not block and may be called any number of times, from any thread.
+    pub fn new(cut: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(cut))
+    }
+
+    /// A cutter for an attachment without a connection.
+    pub fn inert() -> Self {
+        Self::new(|| {})
+    }
+
+    /// Cuts the connection. Returns at once; requests that an export is working on end by themselves, unanswered.
+    pub fn cut(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Cutter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cutter")
+    }
+}

@@ -1,0 +1,1 @@
+//! The handshake of one connection as a state machine without I/O.

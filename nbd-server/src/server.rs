@@ -1,0 +1,1 @@
+//! Listeners, connection limits, shutdown.

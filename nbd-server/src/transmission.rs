@@ -1,0 +1,1 @@
+//! Requests and replies after the handshake, without I/O.
