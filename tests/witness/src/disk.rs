@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use crate::block::BLOCK_SIZE;
+use crate::discard;
 
 /// Why a disk can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +94,8 @@ impl Disk {
         self.file.sync_data()
     }
 
-    /// Zeroes or discards `len` bytes at `offset`. On block devices Linux maps these modes of fallocate to
-    /// write-zeroes and discard requests, so files and disks need no different code.
+    /// Zeroes or discards `len` bytes at `offset`. On block devices Linux turns fallocate into write-zeroes
+    /// requests, so that only the discard needs a call of its own.
     ///
     /// # Errors
     /// [`io::ErrorKind::Unsupported`] where the disk has no such operation.
@@ -102,11 +103,7 @@ impl Disk {
         let mode = match how {
             Zeroing::Unmap => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             Zeroing::Allocate => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-            Zeroing::Discard => {
-                FallocateFlags::PUNCH_HOLE
-                    | FallocateFlags::KEEP_SIZE
-                    | FallocateFlags::NO_HIDE_STALE
-            }
+            Zeroing::Discard => return discard::discard(&self.file, offset, len),
         };
         fallocate(&self.file, mode, offset, len).map_err(io::Error::from)
     }

@@ -11,6 +11,7 @@
 
 mod block;
 mod config;
+mod discard;
 mod disk;
 mod judge;
 mod memory;

@@ -101,10 +101,10 @@ impl Worker {
                 self.report.bad_page(bad);
             }
         }
-        self.report
-            .counts
-            .memory_pages
-            .fetch_max(self.table.len() as u64, Ordering::Relaxed);
+        add(
+            &self.report.counts.memory_pages,
+            (self.table.len() - pages) as u64,
+        );
         if self.extents.is_empty() {
             return;
         }
