@@ -24,6 +24,8 @@ use std::collections::BTreeMap;
 use epoch_log::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
 
+pub use crate::group::barriers::{MAX_ID_BYTES, valid_id};
+
 /// A source asks to own the group: the cold start of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {
@@ -311,18 +313,6 @@ pub struct ErrorDetail {
 pub struct ErrorBody {
     /// The error.
     pub error: ErrorDetail,
-}
-
-/// Longest owner or standby id, in bytes: it must fit into an NBD export name and into a record of the log.
-pub const MAX_ID_BYTES: usize = 128;
-
-/// Whether `id` can be an owner or standby id: 1 to [`MAX_ID_BYTES`] of ASCII letters, digits, `-`, `_`, `.` and `:`.
-/// It becomes part of an export name (`group/disk@id`), of the log and of messages.
-pub fn valid_id(id: &str) -> bool {
-    (1..=MAX_ID_BYTES).contains(&id.len())
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
 }
 
 #[cfg(test)]

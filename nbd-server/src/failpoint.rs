@@ -1,0 +1,94 @@
+//! Places where a crash test can kill the gateway, at the moments that matter for the commit protocol. Does nothing
+//! unless the environment says so.
+//!
+//! `EPOCHGATE_FAILPOINT=name` or `name:count` makes the process send itself SIGKILL when it passes the point `name` for
+//! the `count`-th time (1 if left out). Unarmed, a point costs one relaxed load.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{LazyLock, Once};
+
+/// The environment variable that arms a point.
+pub const VARIABLE: &str = "EPOCHGATE_FAILPOINT";
+
+/// All points, in the order in which an epoch passes them.
+pub const NAMES: [&str; 10] = [
+    "gateway-after-seal",
+    "gateway-after-append",
+    "gateway-after-data-sync",
+    "gateway-before-commit-record",
+    "gateway-after-commit-record",
+    "gateway-during-apply",
+    "gateway-after-apply",
+    "gateway-after-mark-applied",
+    "gateway-before-generation",
+    "gateway-after-generation",
+];
+
+/// False only once it is known that nothing is armed.
+static MAYBE_ARMED: AtomicBool = AtomicBool::new(true);
+static READ: Once = Once::new();
+static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
+    let value = std::env::var(VARIABLE).ok()?;
+    let (name, count) = parse(&value)?;
+    Some((name.to_owned(), AtomicU64::new(count)))
+});
+
+/// Passes the point `name`.
+pub fn hit(name: &str) {
+    if MAYBE_ARMED.load(Ordering::Relaxed) {
+        hit_slowly(name);
+    }
+}
+
+#[cold]
+fn hit_slowly(name: &str) {
+    READ.call_once(|| {
+        if ARMED.is_none() {
+            MAYBE_ARMED.store(false, Ordering::Relaxed);
+            if let Ok(value) = std::env::var(VARIABLE) {
+                tracing::warn!(
+                    value,
+                    "{VARIABLE} names no point, nothing is armed; write it as name or name:count"
+                );
+            }
+        }
+    });
+    if let Some((armed, left)) = ARMED.as_ref()
+        && armed == name
+        && left.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        // A crash, not an exit: nothing may be flushed or cleaned up. It can't fail for the own process.
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+}
+
+fn parse(value: &str) -> Option<(&str, u64)> {
+    let (name, count) = match value.split_once(':') {
+        Some((name, count)) => (name, count.parse().ok().filter(|count| *count > 0)?),
+        None => (value, 1),
+    };
+    NAMES.contains(&name).then_some((name, count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_exist_can_be_armed() {
+        assert_eq!(parse("gateway-after-seal"), Some(("gateway-after-seal", 1)));
+        assert_eq!(
+            parse("gateway-after-seal:3"),
+            Some(("gateway-after-seal", 3))
+        );
+        for bad in [
+            "",
+            "gateway-after-lunch",
+            "gateway-after-seal:0",
+            "gateway-after-seal:x",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,601 @@
+//! Who owns a group, what may be written, sealed and committed, and when: every such decision is made here and nowhere
+//! else. A pure state machine: no locks, no files, no clock. It knows neither data nor connections.
+//!
+//! The driver feeds it [`Input`]s and carries out, in order, the [`Effect`]s that come back. Where a decision must be
+//! durable before it takes effect, the machine has [`Barriers::outstanding`] log operations; the driver performs them and
+//! reports with [`Input::LogDone`], and only then the effects come. [`Input::Advance`] lets the machine take the steps that
+//! it wants to take by itself (draining, settling).
+//!
+//! ```text
+//!               attach                        seal                    record durable
+//!   any phase ─────────▶ Backlog ─▶ Through ────────▶ Switching ────────────────────▶ Held ─┐ seal, commit
+//!                                  ▲  ▲  (sync mode)        ▲              (async mode)  ▲  └─┘
+//!                       first write│  │applied              │seal                       │ sync, detach
+//!   any phase ──takeover─▶ Dormant─┘  └───────── Draining ◀─────────────────────────────┘
+//!   restart, abort with a holder ─▶ Reserved
+//! ```
+//!
+//! Two windows need care, as a gateway that dies in them takes acknowledged writes with it, and must know so when it
+//! starts again. From the first seal to the first commit, and while draining, the log says "async, no holder": memory of
+//! earlier epochs is void, yet a restart fences the owner. After a takeover the log says "async, the holder is the owner"
+//! until the new owner's first write: until then disk E is untouched, so a takeover whose answer was lost can simply be
+//! asked for again, even across a restart.
+
+use std::collections::VecDeque;
+
+mod durable;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use epoch_log::{Epoch, Generation, Holder, LogState, Mode};
+
+use super::refusal::Refusal;
+pub use words::{Admission, Effect, FlushRule, Gate, Input, LogOp, LogOutcome};
+
+/// Most epochs that are sealed and not committed: far more than a pipeline needs, so only a runaway caller meets it.
+pub const MAX_SEALED: u64 = 1024;
+/// Most standbys parked at the same time; the oldest is forgotten for a new one. A VM has one or two.
+pub const MAX_PARKED: usize = 16;
+/// Fenced ids that are remembered, for a clear answer; older ones are unknown, and refused as such.
+pub const MAX_FENCED: usize = 256;
+/// Longest owner or standby id, in bytes: it must fit into an NBD export name and into a record of the log.
+pub const MAX_ID_BYTES: usize = 128;
+
+/// Whether `id` can be an owner or standby id: 1 to [`MAX_ID_BYTES`] of ASCII letters, digits, `-`, `_`, `.` and `:`.
+/// It becomes part of an export name (`group/disk@id`), of the log and of messages.
+pub fn valid_id(id: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
+}
+
+/// Where a group stands. See the drawing at the head of the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Sync mode.
+    Through,
+    /// Sync mode, when the committed epochs are applied.
+    Backlog,
+    /// A standby has taken over and nothing has been written yet.
+    Dormant {
+        /// Somebody wants to.
+        wanted: bool,
+    },
+    /// The first epoch is sealed; writes wait for the record that says so.
+    Switching,
+    /// Async mode.
+    Held,
+    /// Back to sync mode.
+    Draining {
+        /// And then the owner goes.
+        release: bool,
+    },
+    /// Only a takeover or a cold start leads on.
+    Reserved,
+}
+
+/// What the outstanding log operations are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Purpose {
+    Commit,
+    Attach,
+    Takeover,
+    Abort,
+    Release,
+    Restart,
+    Switch,
+    StartDraining { release: bool },
+    Settle,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pending {
+    purpose: Purpose,
+    ops: Vec<LogOp>,
+}
+
+/// Why there is no memory to take over with, when there is no holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoMemory {
+    NeverWas,
+    StaleSince(Epoch),
+}
+
+/// The state machine of one group's authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Barriers {
+    generation: Generation,
+    /// Why the generation last rose.
+    reason: &'static str,
+    owner: Option<String>,
+    mode: Mode,
+    committed: Epoch,
+    applied: Epoch,
+    /// The newest sealed epoch, or `committed`.
+    sealed: Epoch,
+    /// The epoch whose commit says that what went through before it is in the images.
+    first_held: Option<Epoch>,
+    phase: Phase,
+    no_memory: NoMemory,
+    /// The group commits by itself when it has no source (the configuration's async mode).
+    self_commit: bool,
+    parked: VecDeque<String>,
+    fenced: VecDeque<String>,
+    pending: Option<Pending>,
+    broken: bool,
+}
+
+impl Barriers {
+    /// The machine of a group whose log says `state`, with all committed epochs applied. `clean`: the log was closed in
+    /// order, so no open epoch was lost. There may be log operations [`outstanding`](Self::outstanding) at once.
+    pub fn recover(state: &LogState, clean: bool, self_commit: bool) -> Self {
+        let mut this = Self {
+            generation: state.generation,
+            reason: "it had that generation when the gateway started",
+            owner: state.owner.clone(),
+            mode: state.mode.clone(),
+            committed: state.committed,
+            applied: state.applied,
+            sealed: state.committed,
+            first_held: None,
+            phase: Phase::Reserved,
+            no_memory: NoMemory::StaleSince(state.committed),
+            self_commit,
+            parked: VecDeque::new(),
+            fenced: VecDeque::new(),
+            pending: None,
+            broken: false,
+        };
+        if state.committed == Epoch(0) {
+            this.no_memory = NoMemory::NeverWas;
+        }
+        let holder = state.mode.holder().map(|holder| &holder.standby);
+        if this.mode == Mode::Sync && this.owner.is_some() {
+            this.phase = this.sync_phase();
+        } else if holder.is_some() && holder == this.owner.as_ref() {
+            this.phase = Phase::Dormant { wanted: false };
+        } else {
+            let lost = this.mode != Mode::Sync && (!clean || this.owner.is_some());
+            let raise = lost.then_some(LogOp::RaiseGeneration {
+                owner: None,
+                reason: "the gateway was restarted and the open epoch is lost",
+            });
+            let ops = raise.into_iter().chain(this.ops_without_owner()).collect();
+            this.begin(Purpose::Restart, ops);
+        }
+        this
+    }
+
+    /// The current generation.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The active source.
+    pub fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
+    }
+
+    /// The standby that holds the memory of the last committed epoch.
+    pub fn holder(&self) -> Option<&Holder> {
+        self.mode.holder()
+    }
+
+    /// The newest committed epoch.
+    pub fn committed(&self) -> Epoch {
+        self.committed
+    }
+
+    /// The newest epoch that the images hold.
+    pub fn applied(&self) -> Epoch {
+        self.applied
+    }
+
+    /// The newest sealed epoch; the newest committed one if none is.
+    pub fn sealed(&self) -> Epoch {
+        self.sealed
+    }
+
+    /// Where the group stands.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The epoch that takes writes: all later seals give it this number or a higher one.
+    pub fn open(&self) -> Option<Epoch> {
+        matches!(self.phase, Phase::Held | Phase::Switching).then(|| self.sealed.next())
+    }
+
+    /// The log operations that must be durable before anything else is decided.
+    pub fn outstanding(&self) -> Option<&[LogOp]> {
+        self.pending.as_ref().map(|pending| pending.ops.as_slice())
+    }
+
+    /// What writes do now.
+    pub fn gate(&self) -> Gate {
+        let changes_hands = self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.purpose.changes_hands());
+        match self.phase {
+            _ if self.broken => Gate::Broken,
+            _ if changes_hands => Gate::Closed,
+            Phase::Through => Gate::Through,
+            Phase::Held => Gate::Held(match (&self.owner, self.holder()) {
+                (None, _) => FlushRule::SelfCommits,
+                (Some(_), Some(_)) => FlushRule::Free,
+                (Some(_), None) => FlushRule::Waits,
+            }),
+            _ => Gate::Closed,
+        }
+    }
+
+    /// Who may open an attachment: `None` is the plain name, otherwise the instance behind the `@`.
+    pub fn admit(&self, instance: Option<&str>) -> Result<Admission, Refusal> {
+        let Some(id) = instance else {
+            let writable = self.owner.is_none() && self.phase != Phase::Reserved;
+            return Ok(Admission::Plain { writable });
+        };
+        if self.owner.as_deref() == Some(id) {
+            return Ok(Admission::Source);
+        }
+        if self.parked.iter().any(|parked| parked == id) {
+            return Ok(Admission::Parked);
+        }
+        Err(if self.is_fenced(id) {
+            self.used(id)
+        } else {
+            Refusal::UnknownInstance { id: id.to_owned() }
+        })
+    }
+
+    /// Decides about `input`. On a refusal nothing has changed.
+    pub fn step(&mut self, input: Input) -> Result<Vec<Effect>, Refusal> {
+        if let Input::LogDone { done, outcome } = input {
+            return Ok(self.log_done(done, outcome));
+        }
+        if self.broken && !matches!(input, Input::Advance | Input::WriteWaits) {
+            return Err(Refusal::Broken);
+        }
+        match input {
+            Input::Seal { generation } => self.seal(generation),
+            Input::SelfSeal => self.self_seal(),
+            Input::Park { standby } => self.park(standby),
+            Input::Applied { epoch } => Ok(self.applied_to(epoch)),
+            Input::WriteWaits => {
+                if let Phase::Dormant { wanted } = &mut self.phase {
+                    *wanted = true;
+                }
+                Ok(Vec::new())
+            }
+            Input::Advance => Ok(self.advance()),
+            _ if self.pending.is_some() => Err(Refusal::Busy),
+            Input::AttachSource { owner } => self.attach(owner),
+            Input::Commit {
+                generation,
+                epoch,
+                standby,
+            } => self.commit(generation, epoch, standby),
+            Input::DrainToSync { generation } => self.drain(generation, false),
+            Input::Detach { generation } => self.drain(generation, true),
+            Input::Takeover { standby } => self.takeover(standby),
+            Input::Abort { generation } => self.abort(generation),
+            Input::LogDone { .. } => Ok(Vec::new()),
+        }
+    }
+
+    fn attach(&mut self, owner: String) -> Result<Vec<Effect>, Refusal> {
+        check_id(&owner)?;
+        if self.owner.as_deref() == Some(&owner) {
+            match self.phase {
+                // The answer was lost, and nothing has happened since that the answer doesn't say.
+                Phase::Through | Phase::Backlog => return Ok(Vec::new()),
+                // The log was full halfway.
+                Phase::Reserved => {}
+                _ => return Err(self.used(&owner)),
+            }
+        } else if self.is_fenced(&owner) || self.parked.contains(&owner) {
+            return Err(self.used(&owner));
+        }
+        let raise = LogOp::RaiseGeneration {
+            owner: Some(owner),
+            reason: "a source attached",
+        };
+        let ops = std::iter::once(raise)
+            .chain(self.mode_op(Mode::Sync))
+            .collect();
+        Ok(self.begin(Purpose::Attach, ops))
+    }
+
+    fn park(&mut self, standby: String) -> Result<Vec<Effect>, Refusal> {
+        check_id(&standby)?;
+        if self.parked.contains(&standby) {
+            return Ok(Vec::new());
+        }
+        if self.is_fenced(&standby) || self.owner.as_deref() == Some(&standby) {
+            return Err(self.used(&standby));
+        }
+        self.parked.push_back(standby);
+        let holder = self.mode.holder().map(|holder| &holder.standby);
+        let oldest = self.parked.iter().position(|id| Some(id) != holder);
+        let forgotten = oldest
+            .filter(|_| self.parked.len() > MAX_PARKED)
+            .and_then(|i| self.parked.remove(i));
+        Ok(forgotten.map(Effect::Forget).into_iter().collect())
+    }
+
+    fn seal(&mut self, generation: Generation) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        let busy = |purpose: &Purpose| {
+            purpose.changes_hands()
+                || matches!(purpose, Purpose::Settle | Purpose::StartDraining { .. })
+        };
+        if self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| busy(&pending.purpose))
+        {
+            return Err(Refusal::Busy);
+        }
+        match self.phase {
+            Phase::Draining { .. } => Err(Refusal::Draining),
+            Phase::Reserved => Err(Refusal::Reserved),
+            Phase::Held | Phase::Switching => self.cut(),
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => {
+                self.phase = Phase::Switching;
+                self.first_held = Some(self.sealed.next());
+                let mut effects = self.begin(
+                    Purpose::Switch,
+                    vec![LogOp::SetMode(Mode::Async { holder: None })],
+                );
+                effects.extend(self.cut()?);
+                Ok(effects)
+            }
+        }
+    }
+
+    fn self_seal(&mut self) -> Result<Vec<Effect>, Refusal> {
+        if self.owner.is_none() && self.phase == Phase::Held {
+            self.cut()
+        } else {
+            Err(Refusal::Busy)
+        }
+    }
+
+    fn cut(&mut self) -> Result<Vec<Effect>, Refusal> {
+        let count = self.sealed.0 - self.committed.0;
+        if count >= MAX_SEALED {
+            return Err(Refusal::TooManySealed { count });
+        }
+        self.sealed = self.sealed.next();
+        Ok(vec![Effect::Seal(self.sealed)])
+    }
+
+    fn commit(
+        &mut self,
+        generation: Generation,
+        epoch: Epoch,
+        standby: Option<String>,
+    ) -> Result<Vec<Effect>, Refusal> {
+        self.check_generation(generation)?;
+        if epoch <= self.committed {
+            return Ok(Vec::new());
+        }
+        if let Some(standby) = &standby {
+            check_id(standby)?;
+        }
+        // An owner that is its own standby would look like a takeover that has not written yet.
+        if self.owner.is_some() != standby.is_some() || (standby.is_some() && self.owner == standby)
+        {
+            return Err(Refusal::WrongStandby);
+        }
+        match self.phase {
+            Phase::Draining { .. } => return Err(Refusal::Draining),
+            Phase::Reserved => return Err(Refusal::Reserved),
+            _ => {}
+        }
+        if epoch > self.sealed {
+            return Err(Refusal::NotSealed {
+                epoch,
+                sealed: self.sealed,
+            });
+        }
+        let next = self.committed.next();
+        if epoch != next {
+            return Err(Refusal::OutOfOrder { epoch, next });
+        }
+        Ok(self.begin_commit(standby))
+    }
+
+    fn begin_commit(&mut self, standby: Option<String>) -> Vec<Effect> {
+        let epoch = self.committed.next();
+        let images = (self.first_held == Some(epoch)).then_some(LogOp::SyncImages);
+        let ops = images
+            .into_iter()
+            .chain([LogOp::Commit { epoch, standby }])
+            .collect();
+        self.begin(Purpose::Commit, ops)
+    }
+
+    fn drain(&mut self, generation: Generation, release: bool) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        match self.phase {
+            Phase::Held | Phase::Switching => {
+                let ops = self.mode_op(Mode::Async { holder: None });
+                Ok(self.begin(
+                    Purpose::StartDraining { release },
+                    ops.into_iter().collect(),
+                ))
+            }
+            Phase::Reserved => Err(Refusal::Reserved),
+            Phase::Draining { release: before } => {
+                self.phase = Phase::Draining {
+                    release: before || release,
+                };
+                Ok(Vec::new())
+            }
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } if release => {
+                self.phase = Phase::Draining { release };
+                Ok(vec![Effect::Gate(self.gate())])
+            }
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => Ok(Vec::new()),
+        }
+    }
+
+    fn takeover(&mut self, standby: String) -> Result<Vec<Effect>, Refusal> {
+        check_id(&standby)?;
+        let Some(holder) = self.mode.holder() else {
+            return Err(match self.no_memory {
+                NoMemory::NeverWas => Refusal::NoCheckpoint,
+                NoMemory::StaleSince(since) => Refusal::MemoryStale { since },
+            });
+        };
+        if holder.standby != standby {
+            let holder = holder.standby.clone();
+            return Err(Refusal::OtherHolder {
+                standby,
+                holder,
+                epoch: self.committed,
+            });
+        }
+        if self.owner.as_deref() == Some(&standby) {
+            // It has taken over before and has written nothing since: the same answer again.
+            return Ok(Vec::new());
+        }
+        if self.is_fenced(&standby) {
+            return Err(self.used(&standby));
+        }
+        let raise = LogOp::RaiseGeneration {
+            owner: Some(standby),
+            reason: "a standby took over",
+        };
+        Ok(self.begin(Purpose::Takeover, vec![raise]))
+    }
+
+    fn abort(&mut self, generation: Generation) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        let raise = LogOp::RaiseGeneration {
+            owner: None,
+            reason: "its owner aborted",
+        };
+        let ops = std::iter::once(raise)
+            .chain(self.ops_without_owner())
+            .collect();
+        Ok(self.begin(Purpose::Abort, ops))
+    }
+
+    fn applied_to(&mut self, epoch: Epoch) -> Vec<Effect> {
+        self.applied = self.applied.max(epoch.min(self.committed));
+        vec![Effect::Applied(self.applied)]
+    }
+
+    fn advance(&mut self) -> Vec<Effect> {
+        if self.pending.is_some() || self.broken {
+            return Vec::new();
+        }
+        let applied = self.applied == self.committed;
+        match self.phase {
+            Phase::Backlog if applied => {
+                self.phase = Phase::Through;
+                vec![Effect::Gate(self.gate())]
+            }
+            Phase::Dormant { wanted: true } if applied => {
+                self.begin(Purpose::Settle, vec![LogOp::SetMode(Mode::Sync)])
+            }
+            Phase::Draining { .. } if self.committed < self.sealed => self.begin_commit(None),
+            Phase::Draining { release: false } if applied => {
+                let ops = self.mode_op(Mode::Sync);
+                self.begin(Purpose::Settle, ops.into_iter().collect())
+            }
+            Phase::Draining { release: true } if applied => {
+                let target = if self.self_commit {
+                    Mode::Async { holder: None }
+                } else {
+                    Mode::Sync
+                };
+                let raise = LogOp::RaiseGeneration {
+                    owner: None,
+                    reason: "its owner detached",
+                };
+                let ops = self.mode_op(target).into_iter().chain([raise]).collect();
+                self.begin(Purpose::Release, ops)
+            }
+            // The log was full when the last owner went.
+            Phase::Reserved if self.owner.is_none() && self.holder().is_none() => {
+                let ops = self.ops_without_owner();
+                self.begin(Purpose::Abort, ops.into_iter().collect())
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the log must still say when nobody owns the group.
+    fn ops_without_owner(&self) -> Option<LogOp> {
+        match (&self.mode, self.self_commit) {
+            // The holder may still take over.
+            (Mode::Async { holder: Some(_) }, _) => None,
+            (_, true) => self.mode_op(Mode::Async { holder: None }),
+            (_, false) => self.mode_op(Mode::Sync),
+        }
+    }
+
+    fn mode_op(&self, mode: Mode) -> Option<LogOp> {
+        (self.mode != mode).then_some(LogOp::SetMode(mode))
+    }
+
+    fn sync_phase(&self) -> Phase {
+        if self.applied == self.committed {
+            Phase::Through
+        } else {
+            Phase::Backlog
+        }
+    }
+
+    fn check_generation(&self, given: Generation) -> Result<(), Refusal> {
+        if given == self.generation {
+            return Ok(());
+        }
+        Err(Refusal::Fenced {
+            given,
+            current: self.generation,
+            reason: self.reason.to_owned(),
+        })
+    }
+
+    fn check_owner(&self, given: Generation) -> Result<(), Refusal> {
+        self.check_generation(given)?;
+        if self.owner.is_some() {
+            Ok(())
+        } else {
+            Err(Refusal::NoOwner)
+        }
+    }
+
+    fn is_fenced(&self, id: &str) -> bool {
+        self.fenced.iter().any(|fenced| fenced == id)
+    }
+
+    fn used(&self, id: &str) -> Refusal {
+        Refusal::UsedId { id: id.to_owned() }
+    }
+}
+
+impl Purpose {
+    /// The generation rises, so nobody may write until it has.
+    fn changes_hands(&self) -> bool {
+        matches!(
+            self,
+            Self::Attach | Self::Takeover | Self::Abort | Self::Release | Self::Restart
+        )
+    }
+}
+
+fn check_id(id: &str) -> Result<(), Refusal> {
+    if valid_id(id) {
+        Ok(())
+    } else {
+        Err(Refusal::BadId { id: id.to_owned() })
+    }
+}

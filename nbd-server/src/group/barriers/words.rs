@@ -1,0 +1,166 @@
+//! The words of the state machine: what goes in, what comes out.
+
+use epoch_log::{Epoch, Generation, Mode};
+
+/// What happens to a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// A cold start of the VM.
+    AttachSource {
+        /// Id of the source's process start.
+        owner: String,
+    },
+    /// A standby wants to read committed state.
+    Park {
+        /// Id of the standby's process start.
+        standby: String,
+    },
+    /// The owner's guest is paused: cut here.
+    Seal {
+        /// The owner's generation.
+        generation: Generation,
+    },
+    /// A group without a source cuts by itself.
+    SelfSeal,
+    /// COMMIT 2, or the self-commit of a group without a source.
+    Commit {
+        /// The owner's generation.
+        generation: Generation,
+        /// The epoch.
+        epoch: Epoch,
+        /// Who acknowledged COMMIT 1; none for a self-commit.
+        standby: Option<String>,
+    },
+    /// The owner goes on without a standby.
+    DrainToSync {
+        /// The owner's generation.
+        generation: Generation,
+    },
+    /// A standby wants to own the group.
+    Takeover {
+        /// Its id.
+        standby: String,
+    },
+    /// The owner drops what is not committed, and itself.
+    Abort {
+        /// The owner's generation.
+        generation: Generation,
+    },
+    /// The owner ends as planned.
+    Detach {
+        /// The owner's generation.
+        generation: Generation,
+    },
+    /// A client wants to write while writes wait.
+    WriteWaits,
+    /// The images durably hold everything up to this epoch.
+    Applied {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// The outstanding log operations were carried out, as far as they went.
+    LogDone {
+        /// How many of them are durable.
+        done: usize,
+        /// How it ended.
+        outcome: LogOutcome,
+    },
+    /// Take the next step that needs no one's request.
+    Advance,
+}
+
+/// How a batch of log operations ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogOutcome {
+    /// All are durable.
+    Done,
+    /// The file system is full: it can be tried again.
+    Full,
+    /// The log can't be used any more.
+    Broken,
+}
+
+/// A log operation, to be durable before the next one begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogOp {
+    /// Flush the images: they hold, durably, everything up to the epoch that is about to be committed.
+    SyncImages,
+    /// The data of the epoch, then its commit record.
+    Commit {
+        /// The epoch.
+        epoch: Epoch,
+        /// Who acknowledged COMMIT 1.
+        standby: Option<String>,
+    },
+    /// Raise the generation.
+    RaiseGeneration {
+        /// The new owner.
+        owner: Option<String>,
+        /// Why, for people.
+        reason: &'static str,
+    },
+    /// Record the mode.
+    SetMode(Mode),
+}
+
+/// What writes to the disks do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// They wait.
+    Closed,
+    /// They go through to the images.
+    Through,
+    /// They are held in the open epoch; `FLUSH` does as the rule says.
+    Held(FlushRule),
+    /// They fail.
+    Broken,
+}
+
+/// What a FLUSH does in async mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlushRule {
+    /// It is answered at once: guest and disk roll back together.
+    Free,
+    /// It waits for the first commit: until then there is no memory to roll back to.
+    Waits,
+    /// It seals and commits: the group has no source.
+    SelfCommits,
+}
+
+/// What the driver does to disks and connections. In order, none skipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// From now on writes do this; those that wait look again.
+    Gate(Gate),
+    /// Cut all disks at once: what is in the open epoch is this sealed epoch.
+    Seal(Epoch),
+    /// The open epoch and all sealed ones that are not committed are gone.
+    DropUncommitted,
+    /// The epoch is committed: parked attachments see it, the applier applies it.
+    Committed(Epoch),
+    /// The images hold everything up to this epoch: its memory can go.
+    Applied(Epoch),
+    /// Only this generation can write. Attachments of earlier ones are cut; those that `owner` had parked are its own now.
+    Generation {
+        /// The new generation.
+        generation: Generation,
+        /// Its owner.
+        owner: Option<String>,
+    },
+    /// Cut the attachments of a standby that is no longer parked.
+    Forget(String),
+}
+
+/// What an attachment may do when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Opened by the plain name; bound to this generation.
+    Plain {
+        /// It may write.
+        writable: bool,
+    },
+    /// Of the source.
+    Source,
+    /// Of a standby.
+    Parked,
+}
