@@ -1,1 +1,41 @@
-//! Placeholder.
+//! Drives an unmodified QEMU: launches it on a shared RAM file, stops and saves it many times a second, finds the pages
+//! that it wrote, and resumes a standby QEMU from what was saved. Knows no commit protocol, no gateway and no network.
+//!
+//! The order of calls for a protected VM:
+//!
+//! 1. [`SourceVm::launch`], [`SourceVm::resume`]: the guest runs.
+//! 2. [`SourceVm::start_tracking`], then [`SourceVm::copy_base`] until it is done: the base copy, beside the running guest.
+//! 3. Per epoch: [`SourceVm::stop`], then [`Stopped::save`] (with the seal of the disks beside it), [`Stopped::resume`].
+//! 4. On the backup: [`StandbyVm::launch`] ahead of time, [`GuestRam::write_pages`] for what is merged,
+//!    [`StandbyVm::resume_from`] at the takeover, which gives a [`SourceVm`] again.
+
+mod accelerator;
+mod arguments;
+mod description;
+mod device_state;
+mod dirty_pages;
+mod error;
+mod fingerprint;
+mod guest_ram;
+mod launch;
+mod page_hash;
+mod page_set;
+mod pagemap_scan;
+mod pause;
+mod qmp;
+mod source_vm;
+mod standby_vm;
+mod sys;
+mod tracker_thread;
+
+pub use description::{Accelerator, DiskAttachment, NbdServer, Role, RuntimePlace, VmDescription};
+pub use dirty_pages::{DirtyTracker, TrackerChoice, TrackerKind};
+pub use error::{Error, Result};
+pub use fingerprint::Fingerprint;
+pub use guest_ram::GuestRam;
+pub use page_set::{PAGE_SIZE, PageRange, PageSet};
+pub use pause::{PauseParts, ResumeParts};
+pub use qmp::VmEvent;
+pub use source_vm::{SourceVm, Stopped};
+pub use standby_vm::StandbyVm;
+pub use tracker_thread::BaseCursor;

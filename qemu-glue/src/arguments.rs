@@ -1,0 +1,191 @@
+//! QEMU's command line for a VM, and which of the user's own arguments it can't stand. Starts nothing.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::description::{Accelerator, DiskAttachment, NbdServer, Role, VmDescription};
+use crate::dirty_pages::TrackerChoice;
+
+/// How long QEMU holds the guest's disk requests while it tries to reconnect to a lost NBD server, in seconds. Then they
+/// fail and the guest is stopped.
+pub(crate) const RECONNECT_DELAY_SECONDS: u32 = 30;
+
+/// Options that this crate sets, each with the key of the description to use instead.
+const OWN_OPTIONS: &[(&str, &str)] = &[
+    ("m", "set memory_mib instead"),
+    ("smp", "set cpus instead"),
+    ("machine", "set machine instead"),
+    ("M", "set machine instead"),
+    ("accel", "set accel instead"),
+    ("enable-kvm", "set accel instead"),
+    ("kernel", "set kernel instead"),
+    ("initrd", "set initrd instead"),
+    ("append", "set append instead"),
+    ("bios", "set firmware instead"),
+    ("name", "set name instead"),
+    ("qmp", "Epochgate holds its own QMP connection"),
+    ("qmp-pretty", "Epochgate holds its own QMP connection"),
+    ("incoming", "Epochgate starts the standby itself"),
+    ("loadvm", "a snapshot would replace the checkpointed state"),
+    ("snapshot", "the guest's writes would not reach the gateway"),
+    ("S", "Epochgate starts and stops the guest itself"),
+    ("preconfig", "Epochgate starts and stops the guest itself"),
+    ("daemonize", "Epochgate watches QEMU as its child"),
+    (
+        "readconfig",
+        "it may hide options that break shared memory: write them out",
+    ),
+    ("mem-path", "set ram_dir instead"),
+    ("mem-prealloc", "Epochgate makes the memory itself"),
+];
+
+/// The parts of a launch that the command line depends on.
+#[derive(Debug)]
+pub(crate) struct CommandLine<'a> {
+    pub(crate) description: &'a VmDescription,
+    pub(crate) role: Role,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) disks: &'a [DiskAttachment],
+    pub(crate) ram: &'a Path,
+    /// The inherited end of the QMP socket.
+    pub(crate) qmp_fd: RawFd,
+    pub(crate) incoming: bool,
+}
+
+impl CommandLine<'_> {
+    /// All arguments, without the program.
+    pub(crate) fn build(&self) -> Vec<OsString> {
+        let d = self.description;
+        let mut args: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
+        option("-name", d.name.clone().into());
+        option("-accel", self.accelerator.to_string().into());
+        option(
+            "-machine",
+            format!(
+                "{},memory-backend=epochgate-ram,suppress-vmdesc=on",
+                d.machine
+            )
+            .into(),
+        );
+        option("-m", format!("{}M", d.memory_mib).into());
+        option("-smp", d.cpus.to_string().into());
+        let ram = json!({
+            "qom-type": "memory-backend-file", "id": "epochgate-ram", "size": d.memory_bytes(),
+            "mem-path": self.ram.to_string_lossy(), "share": true,
+        });
+        option("-object", ram.to_string().into());
+        // VGA memory would travel with the device state of each checkpoint.
+        option("-vga", "none".into());
+        option("-display", "none".into());
+        option(
+            "-chardev",
+            format!("socket,id=epochgate-qmp,fd={}", self.qmp_fd).into(),
+        );
+        option("-mon", "chardev=epochgate-qmp,mode=control".into());
+        if self.incoming {
+            option("-incoming", "defer".into());
+        }
+        for (name, file) in [
+            ("-kernel", &d.kernel),
+            ("-initrd", &d.initrd),
+            ("-bios", &d.firmware),
+        ] {
+            if let Some(file) = file {
+                option(name, file.clone().into());
+            }
+        }
+        if let Some(append) = &d.append {
+            option("-append", append.into());
+        }
+        for disk in self.disks {
+            option("-blockdev", blockdev(disk).to_string().into());
+            option("-device", device(disk).into());
+        }
+        // A guest that powers off leaves its QEMU in place, so that the event is never lost with the process.
+        args.extend(["-nodefaults", "-no-user-config", "-no-shutdown", "-S"].map(OsString::from));
+        args.extend(d.extra_args.iter().map(|arg| self.fill_in(arg).into()));
+        args
+    }
+
+    fn fill_in(&self, argument: &str) -> String {
+        argument
+            .replace("{role}", &self.role.to_string())
+            .replace("{vm}", &self.description.name)
+    }
+}
+
+fn node(disk: &DiskAttachment) -> String {
+    format!("disk-{}", disk.id)
+}
+
+fn blockdev(disk: &DiskAttachment) -> Value {
+    let server = match &disk.server {
+        NbdServer::Unix(path) => json!({ "type": "unix", "path": path.to_string_lossy() }),
+        NbdServer::Tcp { host, port } => {
+            json!({ "type": "inet", "host": host, "port": port.to_string() })
+        }
+    };
+    json!({
+        "driver": "raw", "node-name": node(disk), "read-only": disk.read_only,
+        "cache": { "direct": true, "no-flush": false },
+        "file": {
+            "driver": "nbd", "server": server, "export": disk.export, "read-only": disk.read_only,
+            "reconnect-delay": RECONNECT_DELAY_SECONDS, "cache": { "direct": true, "no-flush": false },
+        },
+    })
+}
+
+fn device(disk: &DiskAttachment) -> String {
+    // A lost gateway stops the guest; it must not see errors that a takeover would have spared it.
+    format!(
+        "virtio-blk-pci,drive={},id={},werror=stop,rerror=stop",
+        node(disk),
+        disk.id
+    )
+}
+
+/// Refuses arguments that contradict the description or break shared RAM or dirty tracking.
+pub(crate) fn check_extra(description: &VmDescription) -> Result<(), String> {
+    let args = &description.extra_args;
+    for argument in args.iter().filter(|a| a.starts_with('-')) {
+        let name = argument.trim_start_matches('-');
+        if let Some((_, why)) = OWN_OPTIONS.iter().find(|(own, _)| *own == name) {
+            return Err(format!("extra_args must not contain {argument}: {why}"));
+        }
+    }
+    if let Some(object) = args
+        .iter()
+        .find(|a| a.contains("memory-backend-") || a.contains("memory-backend="))
+    {
+        // Shared memory is left out of the device state and would be lost; private memory would travel each time.
+        return Err(format!(
+            "extra_args contains \"{object}\": all guest memory must be the one shared file that Epochgate makes; remove it and set memory_mib"
+        ));
+    }
+    if let Some(device) = args
+        .iter()
+        .find(|a| a.contains("vfio") || a.contains("ivshmem"))
+    {
+        return Err(format!(
+            "extra_args contains \"{device}\": its writes to guest memory can't be tracked or saved; remove it"
+        ));
+    }
+    if let Some(device) = second_process(args)
+        && description.dirty_tracker == TrackerChoice::Pagemap
+    {
+        return Err(format!(
+            "extra_args contains \"{device}\": another process writes guest memory, which the pagemap tracker does not see; set dirty_tracker = \"hash\""
+        ));
+    }
+    Ok(())
+}
+
+/// The argument by which a process other than QEMU writes guest memory.
+pub(crate) fn second_process(args: &[String]) -> Option<&String> {
+    args.iter()
+        .find(|a| a.contains("vhost-user") || a.contains("virtiofsd"))
+}

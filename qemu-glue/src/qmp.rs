@@ -1,0 +1,416 @@
+//! The QMP connection: typed commands of the `qapi` crate over our own line transport. Knows no VM, only messages.
+//!
+//! The crate's own stream is not used for two reasons: an event that its schema does not know ends its connection, and
+//! it can't put several commands into one write. Here an unknown event is skipped, and a [`Batch`] leaves in one write,
+//! so that QEMU runs `migrate` right after `stop` without a round trip between them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use qapi::qmp::{self, MigrationStatus};
+use qapi::{Command, Event as _, Execute};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::error::{Error, Result};
+
+/// Events kept for a slow reader; each checkpoint makes about five.
+const EVENT_BACKLOG: usize = 1024;
+
+/// Bound of a command's answer. `stop` waits for the guest's disk requests, and those for a gateway that reconnects
+/// ([`crate::arguments::RECONNECT_DELAY_SECONDS`]), so this must be longer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Something that QEMU reported by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VmEvent {
+    /// The guest was stopped: by a checkpoint, by an I/O error, or because it ended.
+    Stopped,
+    /// The guest runs (again).
+    Resumed,
+    /// A migration (each checkpoint is one) changed its state.
+    Migration(MigrationStatus),
+    /// The guest ended, or someone ended QEMU. The process stays until it is killed.
+    Shutdown {
+        /// Whether the guest itself asked for it.
+        guest: bool,
+        /// QEMU's word for the cause, such as `guest-shutdown` or `host-signal`.
+        reason: String,
+    },
+    /// The guest was reset, by itself or from the outside.
+    Reset {
+        /// Whether the guest itself asked for it.
+        guest: bool,
+    },
+    /// The guest's kernel reported a panic.
+    GuestPanicked,
+    /// A disk request failed; with the action `stop` the guest is stopped until it is resumed.
+    BlockIoError {
+        /// The QEMU block node, or the device if the node has no name.
+        node: String,
+        /// `read` or `write`.
+        operation: String,
+        /// `stop`, `report` or `ignore`.
+        action: String,
+        /// The system's reason.
+        reason: String,
+    },
+    /// QEMU is gone: the last event.
+    Closed,
+}
+
+type Answer = Result<Value, String>;
+
+#[derive(Debug)]
+struct Shared {
+    /// Senders of the answers that are still due; None once the connection is closed.
+    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
+    migration: watch::Sender<Option<MigrationStatus>>,
+    /// Why the guest ended, once it has.
+    guest_end: Mutex<Option<String>>,
+    events: broadcast::Sender<VmEvent>,
+}
+
+/// A QMP connection that has left negotiation mode.
+#[derive(Debug)]
+pub(crate) struct Qmp {
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    next_id: AtomicU64,
+    shared: Arc<Shared>,
+    version: String,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+/// Commands that leave in one write.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    bytes: Vec<u8>,
+    due: Vec<(u64, oneshot::Sender<Answer>)>,
+}
+
+/// The answer to one command, a future.
+#[derive(Debug)]
+pub(crate) struct Reply<C> {
+    receiver: oneshot::Receiver<Answer>,
+    command: PhantomData<fn() -> C>,
+}
+
+impl Qmp {
+    /// Takes over a connected socket: reads the greeting and negotiates.
+    pub(crate) async fn connect(socket: StdUnixStream) -> Result<Self> {
+        let problem = |e: std::io::Error| Error::Qmp {
+            problem: e.to_string(),
+        };
+        socket.set_nonblocking(true).map_err(problem)?;
+        let (read, write) = UnixStream::from_std(socket).map_err(problem)?.into_split();
+        let mut lines = BufReader::new(read).lines();
+        let greeting = lines
+            .next_line()
+            .await
+            .map_err(problem)?
+            .ok_or(Error::QmpClosed)?;
+        let greeting: Greeting = serde_json::from_str(&greeting).map_err(|e| Error::Qmp {
+            problem: format!("not a QMP greeting: {e}"),
+        })?;
+        let shared = Arc::new(Shared {
+            waiting: Mutex::new(Some(HashMap::new())),
+            migration: watch::Sender::new(None),
+            guest_end: Mutex::new(None),
+            events: broadcast::Sender::new(EVENT_BACKLOG),
+        });
+        let reader = tokio::spawn(read_all(lines, Arc::clone(&shared)));
+        let qemu = greeting.qmp.version.qemu;
+        let connection = Qmp {
+            writer: tokio::sync::Mutex::new(write),
+            next_id: AtomicU64::new(0),
+            shared,
+            version: format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro),
+            reader,
+        };
+        connection
+            .execute(&qmp::qmp_capabilities { enable: None })
+            .await?;
+        Ok(connection)
+    }
+
+    /// QEMU's version, such as `7.2.22`.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Events from now on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<VmEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Adds a command to a batch.
+    pub(crate) fn add<C: Command>(&self, batch: &mut Batch, command: &C) -> Result<Reply<C>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        serde_json::to_writer(&mut batch.bytes, &Execute::with_id(command, id)).map_err(|e| {
+            Error::Qmp {
+                problem: e.to_string(),
+            }
+        })?;
+        batch.bytes.push(b'\n');
+        let (sender, receiver) = oneshot::channel();
+        batch.due.push((id, sender));
+        Ok(Reply {
+            receiver,
+            command: PhantomData,
+        })
+    }
+
+    /// Sends a batch in one write.
+    pub(crate) async fn send(&self, batch: Batch) -> Result<()> {
+        self.shared
+            .lock_waiting()
+            .as_mut()
+            .ok_or(Error::QmpClosed)?
+            .extend(batch.due);
+        let mut writer = self.writer.lock().await;
+        writer
+            .write_all(&batch.bytes)
+            .await
+            .map_err(|_| Error::QmpClosed)
+    }
+
+    /// Sends one command and waits for its answer.
+    pub(crate) async fn execute<C: Command>(&self, command: &C) -> Result<C::Ok> {
+        let mut batch = Batch::default();
+        let mut reply = self.add(&mut batch, command)?;
+        self.send(batch).await?;
+        reply.answer().await
+    }
+
+    /// Forgets the state of an earlier migration. To be called before a new one is started.
+    pub(crate) fn forget_migration(&self) {
+        self.shared.migration.send_replace(None);
+    }
+
+    /// Waits until the migration that was started last is over; `Ok` when it completed.
+    pub(crate) async fn migration_end(&self) -> Result<()> {
+        let mut state = self.shared.migration.subscribe();
+        let ended = state.wait_for(|s| {
+            matches!(
+                s,
+                Some(
+                    MigrationStatus::completed
+                        | MigrationStatus::failed
+                        | MigrationStatus::cancelled
+                )
+            ) || self.is_closed()
+        });
+        let status = within("finish the device state", ended)
+            .await?
+            .map(|status| *status)
+            .map_err(|_| Error::QmpClosed)?;
+        match status {
+            Some(MigrationStatus::completed) => Ok(()),
+            None => Err(Error::QmpClosed),
+            Some(other) => Err(Error::DeviceState {
+                problem: format!("QEMU's migration ended as {other:?}"),
+            }),
+        }
+    }
+
+    /// Why the guest ended; None while it has not. Such a guest must not be resumed, and QEMU itself would do so: a
+    /// checkpoint makes it forget that the guest had shut down.
+    pub(crate) fn guest_end(&self) -> Option<String> {
+        self.shared
+            .guest_end
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.lock_waiting().is_none()
+    }
+}
+
+impl Drop for Qmp {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl<C: Command> Reply<C> {
+    /// Waits for the answer, but not forever. To be called once.
+    pub(crate) async fn answer(&mut self) -> Result<C::Ok> {
+        within("answer a QMP command", self).await?
+    }
+}
+
+impl<C: Command> Future for Reply<C> {
+    type Output = Result<C::Ok>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.receiver)
+            .poll(cx)
+            .map(|answer| match answer {
+                Ok(Ok(value)) => serde_json::from_value(value).map_err(|e| Error::Qmp {
+                    problem: format!("unexpected answer to `{}`: {e}", C::NAME),
+                }),
+                Ok(Err(description)) => Err(Error::Refused {
+                    command: C::NAME,
+                    description,
+                }),
+                Err(_) => Err(Error::QmpClosed),
+            })
+    }
+}
+
+async fn within<F: Future>(what: &'static str, future: F) -> Result<F::Output> {
+    tokio::time::timeout(ANSWER_TIMEOUT, future)
+        .await
+        .map_err(|_| Error::Timeout {
+            what,
+            seconds: ANSWER_TIMEOUT.as_secs(),
+        })
+}
+
+#[derive(Deserialize)]
+struct Greeting {
+    #[serde(rename = "QMP")]
+    qmp: GreetingBody,
+}
+
+#[derive(Deserialize)]
+struct GreetingBody {
+    version: qmp::VersionInfo,
+}
+
+/// Any line after the greeting. Unknown fields are welcome: newer QEMUs add them.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "return")]
+    answer: Option<Value>,
+    error: Option<Refusal>,
+    id: Option<u64>,
+    event: Option<String>,
+    data: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Shared {
+    fn lock_waiting(
+        &self,
+    ) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, line: Line) {
+        if let Some(name) = line.event {
+            match read_event(&name, line.data.unwrap_or_default()) {
+                Some(event) => {
+                    match &event {
+                        VmEvent::Migration(status) => {
+                            drop(self.migration.send_replace(Some(*status)))
+                        }
+                        VmEvent::Shutdown { reason, .. } => {
+                            *self
+                                .guest_end
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+                        }
+                        _ => {}
+                    }
+                    // Nobody listening is fine.
+                    let _ = self.events.send(event);
+                }
+                None => tracing::trace!(event = name, "skipped a QMP event"),
+            }
+            return;
+        }
+        let waiting = line
+            .id
+            .and_then(|id| self.lock_waiting().as_mut()?.remove(&id));
+        let answer = match (line.answer, line.error) {
+            (Some(value), None) => Ok(value),
+            (_, Some(refusal)) => Err(refusal.desc),
+            (None, None) => Err("an answer with neither return nor error".into()),
+        };
+        match (waiting, answer) {
+            // A caller that stopped waiting is fine.
+            (Some(sender), answer) => drop(sender.send(answer)),
+            (None, Err(description)) => {
+                tracing::warn!(description, "QEMU refused a command without id")
+            }
+            (None, Ok(_)) => tracing::debug!("QEMU answered a command that nobody waits for"),
+        }
+    }
+
+    fn close(&self) {
+        *self.lock_waiting() = None;
+        self.migration.send_modify(|_| ());
+        let _ = self.events.send(VmEvent::Closed);
+    }
+}
+
+async fn read_all(mut lines: Lines<BufReader<OwnedReadHalf>>, shared: Arc<Shared>) {
+    loop {
+        match lines.next_line().await {
+            Ok(Some(line)) => match serde_json::from_str::<Line>(&line) {
+                Ok(line) => shared.take(line),
+                Err(error) => tracing::warn!(%error, "QEMU sent a line that is not QMP"),
+            },
+            Ok(None) | Err(_) => break,
+        }
+    }
+    shared.close();
+}
+
+/// The events that matter here; None for all others and for those of a shape that we don't know.
+fn read_event(name: &str, data: Value) -> Option<VmEvent> {
+    fn typed<T: serde::de::DeserializeOwned>(data: Value) -> Option<T> {
+        serde_json::from_value(data)
+            .inspect_err(|error| tracing::warn!(%error, "a QMP event has an unknown shape"))
+            .ok()
+    }
+    // Words are taken as QEMU writes them: a newer QEMU may have causes that the crate's enums lack.
+    let word = |data: &Value, key: &str| {
+        data.get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let by_guest = |data: &Value| data.get("guest").and_then(Value::as_bool).unwrap_or(false);
+    Some(match name {
+        qmp::STOP::NAME => VmEvent::Stopped,
+        qmp::RESUME::NAME => VmEvent::Resumed,
+        qmp::MIGRATION::NAME => VmEvent::Migration(typed::<qmp::MIGRATION>(data)?.status),
+        qmp::SHUTDOWN::NAME => VmEvent::Shutdown {
+            guest: by_guest(&data),
+            reason: word(&data, "reason"),
+        },
+        qmp::RESET::NAME => VmEvent::Reset {
+            guest: by_guest(&data),
+        },
+        qmp::GUEST_PANICKED::NAME => VmEvent::GuestPanicked,
+        qmp::BLOCK_IO_ERROR::NAME => VmEvent::BlockIoError {
+            node: Some(word(&data, "node-name"))
+                .filter(|n| !n.is_empty())
+                .unwrap_or_else(|| word(&data, "device")),
+            operation: word(&data, "operation"),
+            action: word(&data, "action"),
+            reason: word(&data, "reason"),
+        },
+        _ => return None,
+    })
+}

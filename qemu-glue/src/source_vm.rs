@@ -1,0 +1,299 @@
+//! A VM that runs its guest, and its checkpoints: stop, save, resume. Knows no epochs and no gateway.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use qapi::qmp;
+use qapi::qmp::RunState;
+use tokio::sync::broadcast;
+
+use crate::description::{DiskAttachment, Role, RuntimePlace, VmDescription};
+use crate::device_state::{DeviceState, MigrateStream};
+use crate::dirty_pages::TrackerKind;
+use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
+use crate::guest_ram::GuestRam;
+use crate::launch::{Launched, Start};
+use crate::page_set::PageSet;
+use crate::pause::{PauseParts, micros};
+use crate::qmp::{Batch, VmEvent};
+use crate::tracker_thread::{BaseCursor, ScanTimes, TrackerThread};
+
+/// A VM whose guest runs, or is stopped for a moment. Its QEMU is killed when this is dropped.
+#[derive(Debug)]
+pub struct SourceVm {
+    launched: Launched,
+    device_state: MigrateStream,
+    tracker: Option<TrackerThread>,
+    /// A save that was begun but not finished: its [`Stopped`] was dropped.
+    begun: Option<<MigrateStream as DeviceState>::Begun>,
+}
+
+/// A stopped VM in the middle of a checkpoint. When this is dropped without [`Stopped::resume`], the VM stays stopped.
+#[derive(Debug)]
+pub struct Stopped<'a> {
+    vm: &'a mut SourceVm,
+    began: Instant,
+    parts: PauseParts,
+}
+
+impl SourceVm {
+    /// Starts QEMU with a new RAM file. The guest does not run yet: call [`SourceVm::resume`].
+    ///
+    /// # Errors
+    /// A description that can't be protected, no space for the RAM file, or QEMU's own reason why it doesn't start.
+    pub async fn launch(
+        description: &VmDescription,
+        place: &RuntimePlace,
+        disks: &[DiskAttachment],
+    ) -> Result<Self> {
+        description.validate(disks)?;
+        let bytes = description.memory_bytes();
+        let ram = GuestRam::create(&description.ram_dir, &description.name, place.role, bytes)?;
+        let launched =
+            Launched::start(description, place, disks, Arc::new(ram), Start::Paused).await?;
+        Self::from_launched(launched).await
+    }
+
+    pub(crate) async fn from_launched(launched: Launched) -> Result<Self> {
+        let path = launched.socket_path("device");
+        let prepared = MigrateStream::prepare(launched.qmp(), &path).await;
+        let device_state = launched.explained(prepared).await?;
+        Ok(SourceVm {
+            launched,
+            device_state,
+            tracker: None,
+            begun: None,
+        })
+    }
+
+    /// Name of the VM.
+    pub fn name(&self) -> &str {
+        self.launched.name()
+    }
+
+    /// The role under which its QEMU was started: a VM that was taken over keeps [`Role::Standby`].
+    pub fn role(&self) -> Role {
+        self.launched.role()
+    }
+
+    /// Process id of QEMU.
+    pub fn pid(&self) -> u32 {
+        self.launched.pid()
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.launched.ram()
+    }
+
+    /// What the standby must be like to continue this VM.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        self.launched.fingerprint()
+    }
+
+    /// Events of QEMU from now on. A reader that lags behind by more than 1024 events loses the oldest.
+    pub fn subscribe(&self) -> broadcast::Receiver<VmEvent> {
+        self.launched.qmp().subscribe()
+    }
+
+    /// Lets the guest run; of no effect if it already does. Finishes a save that was left in the middle.
+    ///
+    /// # Errors
+    /// [`Error::GuestEnded`] if it shut down or crashed; QEMU is gone.
+    pub async fn resume(&mut self) -> Result<()> {
+        self.abandon_begun().await;
+        let resumed = self.launched.cont().await;
+        self.launched.explained(resumed).await
+    }
+
+    /// Stops the guest without a checkpoint: it was fenced, or the policy says so. [`SourceVm::resume`] undoes it.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub async fn freeze(&mut self) -> Result<()> {
+        let stopped = self.launched.qmp().execute(&qmp::stop {}).await;
+        self.launched.explained(stopped).await.map(drop)
+    }
+
+    /// Whether the guest runs.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub async fn is_running(&self) -> Result<bool> {
+        let status = self.launched.qmp().execute(&qmp::query_status {}).await;
+        Ok(self.launched.explained(status).await?.status == RunState::running)
+    }
+
+    /// Kills QEMU and waits until it is gone. A guest that should end by itself is asked by [`SourceVm::power_down`].
+    pub async fn kill(self) {
+        let SourceVm {
+            launched, tracker, ..
+        } = self;
+        drop(tracker);
+        launched.kill().await;
+    }
+
+    /// Presses the guest's power button. Whether and when the guest obeys, [`VmEvent::Shutdown`] says.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub async fn power_down(&self) -> Result<()> {
+        let asked = self.launched.qmp().execute(&qmp::system_powerdown {}).await;
+        self.launched.explained(asked).await.map(drop)
+    }
+
+    /// Chooses a dirty-page tracker (once) and counts everything as clean from now on. To be followed by a base copy to a
+    /// standby whose memory is all zero. The guest may run.
+    ///
+    /// # Errors
+    /// The tracker that was asked for doesn't work here.
+    pub async fn start_tracking(&mut self) -> Result<TrackerKind> {
+        let tracker = match self.tracker.take() {
+            Some(tracker) => tracker,
+            None => TrackerThread::new(self.launched.choose_tracker()?, Arc::clone(self.ram())),
+        };
+        tracker.start().await?;
+        let kind = tracker.kind();
+        self.tracker = Some(tracker);
+        Ok(kind)
+    }
+
+    /// The tracker in use; None before [`SourceVm::start_tracking`].
+    pub fn tracker(&self) -> Option<TrackerKind> {
+        self.tracker.as_ref().map(TrackerThread::kind)
+    }
+
+    /// One step of the base copy, beside the running guest: fills `pages` (cleared first) with the next chunk's pages that
+    /// are not zero. Pages that the guest writes meanwhile may be torn; the first checkpoint holds them again.
+    /// Returns whether there is more to come; `pages` may be empty although there is.
+    ///
+    /// # Errors
+    /// [`Error::NotTracking`].
+    pub async fn copy_base(
+        &mut self,
+        cursor: &mut BaseCursor,
+        pages: &mut PageSet,
+    ) -> Result<bool> {
+        pages.clear();
+        self.tracker
+            .as_ref()
+            .ok_or(Error::NotTracking)?
+            .copy_base(cursor, pages)
+            .await?;
+        Ok(cursor.position() < self.ram().len())
+    }
+
+    /// Stops the guest: the cut. Returns when all of its disk requests are answered; QEMU already saves the device state
+    /// then.
+    ///
+    /// # Errors
+    /// [`Error::GuestEnded`] if it shut down or crashed; QEMU is gone; a tracker was not started.
+    pub async fn stop(&mut self) -> Result<Stopped<'_>> {
+        if self.tracker.is_none() {
+            return Err(Error::NotTracking);
+        }
+        self.abandon_begun().await;
+        let began = Instant::now();
+        let stopped = self.send_stop().await;
+        self.launched.explained(stopped).await?;
+        let parts = PauseParts {
+            stop: micros(began.elapsed()),
+            ..PauseParts::default()
+        };
+        Ok(Stopped {
+            vm: self,
+            began,
+            parts,
+        })
+    }
+
+    /// `stop` and `migrate` in one write; returns with the answer to `stop`.
+    async fn send_stop(&mut self) -> Result<()> {
+        let qmp = self.launched.qmp();
+        let mut batch = Batch::default();
+        let mut stop = qmp.add(&mut batch, &qmp::stop {})?;
+        let begun = self.device_state.begin(qmp, &mut batch)?;
+        self.begun = Some(begun);
+        qmp.send(batch).await?;
+        stop.answer().await?;
+        match qmp.guest_end() {
+            Some(state) => Err(Error::GuestEnded {
+                vm: self.name().into(),
+                state,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a save that was left in the middle, so that QEMU takes the next command.
+    async fn abandon_begun(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            self.device_state.abandon(self.launched.qmp(), begun).await;
+        }
+    }
+}
+
+impl Stopped<'_> {
+    /// Copies all pages that were written since the last saved checkpoint to `pages` (cleared first) and returns the device
+    /// state. Both describe the instant of the stop. Run the seal of the disks beside this.
+    ///
+    /// If it fails, or is dropped before its end, the pages are part of the next checkpoint again.
+    ///
+    /// # Errors
+    /// QEMU is gone or can't save a device; the tracker failed.
+    pub async fn save(&mut self, pages: &mut PageSet) -> Result<Vec<u8>> {
+        let saved = self.save_parts(pages).await;
+        self.vm.launched.explained(saved).await
+    }
+
+    async fn save_parts(&mut self, pages: &mut PageSet) -> Result<Vec<u8>> {
+        pages.clear();
+        let SourceVm {
+            launched,
+            device_state,
+            tracker,
+            begun,
+        } = &mut *self.vm;
+        let tracker = tracker.as_ref().ok_or(Error::NotTracking)?;
+        let in_progress = begun.as_mut().ok_or_else(|| Error::DeviceState {
+            problem: "it was already saved".into(),
+        })?;
+        let saving = Instant::now();
+        let device_state = async {
+            let stream = device_state.finish(launched.qmp(), in_progress).await;
+            (stream, micros(saving.elapsed()))
+        };
+        // A cheap scan runs beside the device state, then once more for what QEMU itself wrote while saving.
+        let (early, (stream, took)) = if tracker.rescan_is_cheap() {
+            tokio::join!(tracker.scan(pages), device_state)
+        } else {
+            (Ok(ScanTimes::default()), device_state.await)
+        };
+        *begun = None;
+        let (early, stream) = (early?, stream?);
+        let late = tracker.scan(pages).await?;
+        tracker.saved()?;
+        self.parts.device_state = took;
+        self.parts.scan = micros(early.scan + late.scan);
+        self.parts.copy = micros(early.copy + late.copy);
+        Ok(stream)
+    }
+
+    /// What was measured so far.
+    pub fn parts(&self) -> PauseParts {
+        self.parts
+    }
+
+    /// Lets the guest run on. The pause ends here.
+    ///
+    /// # Errors
+    /// [`Error::GuestEnded`] if it had shut down or crashed before the stop; QEMU is gone.
+    pub async fn resume(mut self) -> Result<PauseParts> {
+        let resuming = Instant::now();
+        self.vm.resume().await?;
+        self.parts.resume = micros(resuming.elapsed());
+        self.parts.total = micros(self.began.elapsed());
+        Ok(self.parts)
+    }
+}
