@@ -135,7 +135,14 @@ pub trait Export: Send + Sync + 'static {
 
     /// Makes the range read as zeros. `may_trim`: space may be given back (NO_HOLE was not set). `fast`: fail with
     /// [`IoError::NotSup`] at once rather than be as slow as a write. May block.
-    fn write_zeroes(&self, offset: u64, len: u64, may_trim: bool, fast: bool, fua: bool) -> Result<(), IoError>;
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        may_trim: bool,
+        fast: bool,
+        fua: bool,
+    ) -> Result<(), IoError>;
 }
 
 /// One line of the answer to NBD_OPT_LIST.
