@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the small guest of the tests and the demo: Debian's cloud kernel, a static busybox, the virtio modules and
 # the witness. Leaves vmlinuz and initrd.gz in target/guest, and does next to nothing when they are up to date.
-# Needs apt-get and dpkg-deb (for the kernel package, once), busybox-static, cpio, gzip, strip and cargo.
+# Needs apt-get and dpkg-deb (for the kernel package, once), busybox-static, cpio, gzip and cargo.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,7 +16,7 @@ witness=$root/target/guest-build/$triple/release/witness
 die() { echo "tests/guest/build.sh: $*" >&2; exit 1; }
 
 [ "$(uname -m)" = x86_64 ] || die "the guest is built for x86_64 only, this is $(uname -m)"
-for tool in cargo cpio gzip strip sha256sum flock; do
+for tool in cargo cpio gzip sha256sum flock; do
   command -v "$tool" >/dev/null || die "$tool is missing; run tests/scripts/setup.sh"
 done
 busybox=$(command -v busybox) || die "busybox is missing; run tests/scripts/setup.sh"
@@ -77,8 +77,6 @@ for module in $modules; do
     *.zst) zstd -dcq "$found" ;;
     *) cat "$found" ;;
   esac >"$tree/lib/modules/$module.ko"
-  # Half the size. It takes the signature off too, which the guest does not check (see cmdline).
-  strip --strip-debug "$tree/lib/modules/$module.ko"
 done
 (cd "$tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) | gzip -9n >"$work/initrd.gz"
 cp "$work"/kernel/boot/vmlinuz-* "$work/vmlinuz"
