@@ -112,6 +112,12 @@ pub enum LogError {
         /// Directory of the log.
         dir: PathBuf,
     },
+    /// A clean stop while data of an epoch is neither committed nor aborted.
+    #[error("epoch {epoch} is not committed, so this is no clean stop; commit or abort it first")]
+    Uncommitted {
+        /// The first such epoch.
+        epoch: Epoch,
+    },
     /// The log can't be rebound while epochs wait to be applied.
     #[error(
         "{count} committed epochs are not yet applied to the old images; start the gateway with them once, then rebind"

@@ -14,7 +14,7 @@ pub const MAX_NAME: usize = 64;
 pub const MAX_ID: usize = 128;
 
 /// Longest reason kept with a generation in bytes, what is left of the sector. Longer ones are cut, they only inform.
-pub const MAX_REASON: usize = 96;
+pub const MAX_REASON: usize = 80;
 
 /// Most disks in a group: keeps a segment header below 32 KiB.
 pub const MAX_DISKS: usize = 256;

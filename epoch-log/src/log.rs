@@ -1,95 +1,63 @@
 //! The log of one group: the one place that decides what is committed.
+//!
+//! A commit has two syncs: first the data of the epoch, then its commit record. So a commit record on disk vouches for
+//! the data before it, and data that is missing behind one is damage, never an accident of timing.
 
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    io::{self, IoSlice},
+    path::Path,
 };
 
 use crate::{
-    Content, DiskIdentity, Epoch, Extent, Generation, Holder, LogError, LogState, Mode, limits,
+    Damage, DamageKind, Epoch, Extent, Generation, Holder, LogError, LogState, Mode,
+    append::{Packed, pack},
+    disk::means_full,
+    format::{
+        Chain, DataFields, Position, STATE_RECORD_BYTES, StateKind, StateRecord, encode_data,
+        encode_state,
+    },
+    limits::{DEFAULT_SEGMENT_BYTES, MAX_ID, MAX_REASON},
+    lock::Lock,
+    recovery::{Index, RecordPlace},
+    replay::{read_record, visit_extents},
+    reserve::Reserve,
+    segments::Segments,
 };
 
 /// How to run a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
-    /// Size in bytes at which a segment is closed and the next one begun.
+    /// Size in bytes at which a segment is closed and the next one begun. The directory should have room for a few.
     pub segment_bytes: u64,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
         Self {
-            segment_bytes: limits::DEFAULT_SEGMENT_BYTES,
+            segment_bytes: DEFAULT_SEGMENT_BYTES,
         }
     }
 }
 
-/// What opening a log found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// There was no log; a new one was made.
-    pub created: bool,
-    /// Bytes cut from the end, as they belonged to no committed epoch.
-    pub cut_bytes: u64,
-    /// Epochs of which data was found but no commit record; it was dropped.
-    pub dropped_epochs: Vec<Epoch>,
-    /// Committed epochs that are not yet applied, in order: [`EpochLog::replay`] visits them.
-    pub unapplied: Vec<Epoch>,
-    /// The log was closed with [`EpochLog::close_clean`], or is new: no open epoch can have been lost.
-    pub clean: bool,
-}
-
-/// One extent that the log keeps.
-#[derive(Debug)]
-struct Kept {
-    disk: u16,
-    offset: u64,
-    len: u64,
-    content: KeptContent,
-}
-
-#[derive(Debug)]
-enum KeptContent {
-    Data(Vec<u8>),
-    Zero,
-    Trim,
-}
-
 /// The open log of one group.
+///
+/// Generations and epochs are checked here and nowhere else. All methods block on the disk. After a failed write or sync the log
+/// is *poisoned*: it refuses everything that would write, as what is on disk is not known until it is opened again.
 #[derive(Debug)]
 pub struct EpochLog {
-    dir: PathBuf,
-    state: LogState,
-    epochs: BTreeMap<Epoch, Vec<Kept>>,
+    pub(crate) segments: Segments,
+    pub(crate) state: LogState,
+    /// Number of the last state record.
+    pub(crate) sequence: u64,
+    /// Where the last state record ends; what follows is uncommitted.
+    pub(crate) state_end: Position,
+    pub(crate) index: Index,
+    pub(crate) reserve: Reserve,
+    pub(crate) poisoned: bool,
+    pub(crate) _lock: Lock,
 }
 
 impl EpochLog {
-    /// Opens the log in `dir`, or makes a new one there.
-    ///
-    /// # Errors
-    /// See [`LogError`].
-    pub fn open_or_create(
-        dir: &Path,
-        _group: &str,
-        _disks: &[DiskIdentity],
-        _options: LogOptions,
-    ) -> Result<(Self, Recovered), LogError> {
-        std::fs::create_dir_all(dir).map_err(|e| LogError::io("create", dir, e))?;
-        let log = Self {
-            dir: dir.to_owned(),
-            state: LogState::new(),
-            epochs: BTreeMap::new(),
-        };
-        Ok((
-            log,
-            Recovered {
-                created: true,
-                clean: true,
-                ..Recovered::default()
-            },
-        ))
-    }
-
     /// The newest durable state.
     #[must_use]
     pub const fn state(&self) -> &LogState {
@@ -99,22 +67,21 @@ impl EpochLog {
     /// Directory of the log.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.segments.dir.path()
     }
 
-    fn check_generation(&self, given: Generation) -> Result<(), LogError> {
-        let current = self.state.generation;
-        if given == current {
-            Ok(())
-        } else {
-            Err(LogError::Fenced { given, current })
-        }
+    /// Whether an I/O error has stopped the log.
+    #[must_use]
+    pub const fn is_poisoned(&self) -> bool {
+        self.poisoned
     }
 
-    /// Appends data of an epoch that is not committed yet. Does not sync.
+    /// Appends data of `epoch`, which is not committed yet, to be committed later. May be called many times, also for several
+    /// epochs at once. Later extents win over earlier ones of the same epoch. Does not sync.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::Fenced`], [`LogError::OutOfOrder`] for an epoch that is committed, [`LogError::BadExtent`],
+    /// [`LogError::Full`] (nothing of this call is kept; try again later), [`LogError::Poisoned`], [`LogError::Io`].
     pub fn append(
         &mut self,
         generation: Generation,
@@ -129,32 +96,42 @@ impl EpochLog {
                 expected,
             });
         }
-        let kept = extents.iter().map(|extent| Kept {
-            disk: extent.disk,
-            offset: extent.offset,
-            len: extent.len,
-            content: match extent.content {
-                Content::Data(data) => KeptContent::Data(data.to_vec()),
-                Content::Zero => KeptContent::Zero,
-                Content::Trim => KeptContent::Trim,
-            },
-        });
-        self.epochs.entry(epoch).or_default().extend(kept);
+        let records = pack(extents, &self.segments.identity.disks)?;
+        let write = |log: &mut Self| log.write_data(epoch, &records);
+        let places = match self.attempt("write data to", write) {
+            Err(LogError::Full { .. }) if self.free_all_dead()? => {
+                self.attempt("write data to", write)?
+            }
+            other => other?,
+        };
+        if !places.is_empty() {
+            let data = self.index.pending.entry(epoch).or_default();
+            for (place, header_sum) in places {
+                data.add(place, header_sum);
+            }
+        }
         Ok(())
     }
 
-    /// Makes everything appended so far durable, without committing it.
+    /// Makes everything appended so far durable, without committing it. A commit that follows has less to wait for.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::Poisoned`] or [`LogError::Io`].
     pub fn sync_data(&mut self) -> Result<(), LogError> {
-        Ok(())
+        self.check_usable()?;
+        let synced = self.segments.sync();
+        self.checked("sync the data of", synced)
     }
 
-    /// Commits the next epoch: COMMIT 2, the commit point.
+    /// Commits `epoch`, which must be the one after the last committed: COMMIT 2, the commit point. Syncs its data, then writes
+    /// and syncs the commit record. An epoch without data can be committed as well.
+    ///
+    /// `standby` is the one that has acknowledged COMMIT 1; it becomes the holder of the group's memory, and the mode async.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::Fenced`], [`LogError::OutOfOrder`], [`LogError::HolderPresent`] if a standby holds memory and `standby` is none,
+    /// [`LogError::BadName`], [`LogError::Full`] (the data stays; try again later), [`LogError::Poisoned`], [`LogError::Io`]:
+    /// then only opening the log again tells whether the epoch is committed.
     pub fn commit(
         &mut self,
         generation: Generation,
@@ -169,6 +146,8 @@ impl EpochLog {
                 expected,
             });
         }
+        let mut state = self.state.clone();
+        state.committed = epoch;
         match (standby, self.state.mode.holder()) {
             (None, Some(holder)) => {
                 return Err(LogError::HolderPresent {
@@ -178,104 +157,379 @@ impl EpochLog {
             (None, None) => {}
             (Some(standby), Some(holder)) if holder.standby == standby => {}
             (Some(standby), _) => {
+                check_id("the id of the standby", standby)?;
                 let holder = Holder {
                     standby: standby.to_owned(),
                     since: epoch,
                 };
-                self.state.mode = Mode::Async {
+                state.mode = Mode::Async {
                     holder: Some(holder),
                 };
             }
         }
-        self.epochs.entry(epoch).or_default();
-        self.state.committed = epoch;
+        self.sync_data()?;
+        let chain = self
+            .index
+            .pending
+            .get(&epoch)
+            .map(|data| data.chain)
+            .unwrap_or_default();
+        let at = self.record(StateKind::Commit, state, chain, "")?;
+        self.index.commit(epoch, at);
         Ok(())
     }
 
-    /// Drops everything that was appended and not committed.
+    /// Drops everything that was appended and not committed. What is committed stays.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::Full`], [`LogError::Poisoned`], [`LogError::Io`].
     pub fn abort(&mut self) -> Result<(), LogError> {
-        self.epochs
-            .retain(|epoch, _| *epoch <= self.state.committed);
-        Ok(())
+        self.check_usable()?;
+        self.drop_uncommitted()
     }
 
-    /// Raises the generation, durably: every older one is fenced, uncommitted data is dropped.
+    /// Raises the generation, durably: from now on every older one is fenced. Uncommitted data is dropped, the mode stays.
+    /// `reason` is kept for people, its first 80 bytes.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::BadName`] for the owner, [`LogError::Full`], [`LogError::Poisoned`], [`LogError::Io`].
     pub fn raise_generation(
         &mut self,
         owner: Option<&str>,
-        _reason: &str,
+        reason: &str,
     ) -> Result<Generation, LogError> {
-        self.abort()?;
-        self.state.generation = self.state.generation.next();
-        self.state.owner = owner.map(str::to_owned);
+        self.check_usable()?;
+        if let Some(owner) = owner {
+            check_id("the id of the owner", owner)?;
+        }
+        let mut state = self.state.clone();
+        state.generation = state.generation.next();
+        state.owner = owner.map(str::to_owned);
+        let reason = shorten(reason, MAX_REASON);
+        self.record(StateKind::Generation, state, Chain::default(), reason)?;
+        self.index.pending.clear();
         Ok(self.state.generation)
     }
 
-    /// Records the mode, durably.
+    /// Records the mode, durably. Does nothing if it is already that.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::BadName`] for the holder, [`LogError::Full`], [`LogError::Poisoned`], [`LogError::Io`].
     pub fn set_mode(&mut self, mode: Mode) -> Result<(), LogError> {
-        self.state.mode = mode;
-        Ok(())
+        self.check_usable()?;
+        if mode == self.state.mode {
+            return Ok(());
+        }
+        if let Some(holder) = mode.holder() {
+            check_id("the id of the standby", &holder.standby)?;
+        }
+        let state = LogState {
+            mode,
+            ..self.state.clone()
+        };
+        self.record(StateKind::Mode, state, Chain::default(), "")
+            .map(|_at| ())
     }
 
-    /// Records that the images durably hold all epochs up to `epoch`, and frees segments.
+    /// Records, durably, that the images durably hold all epochs up to `epoch`, and frees the segments that only they needed.
+    /// Does nothing if that is known already.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// [`LogError::NotCommitted`], [`LogError::Full`], [`LogError::Poisoned`], [`LogError::Io`].
     pub fn mark_applied(&mut self, epoch: Epoch) -> Result<(), LogError> {
+        self.check_usable()?;
         if epoch > self.state.committed {
             return Err(LogError::NotCommitted {
                 given: epoch,
                 committed: self.state.committed,
             });
         }
-        self.state.applied = self.state.applied.max(epoch);
-        self.epochs.retain(|epoch, _| *epoch > self.state.applied);
+        if epoch <= self.state.applied {
+            return Ok(());
+        }
+        let state = LogState {
+            applied: epoch,
+            ..self.state.clone()
+        };
+        self.record(StateKind::Applied, state, Chain::default(), "")?;
+        self.index.applied(epoch);
+        self.free_dead()?;
+        self.reserve.restore();
         Ok(())
     }
 
-    /// Visits the extents of all committed epochs that are not applied, in order.
+    /// Visits the extents of all committed epochs that are not applied: epochs in order, extents as they were appended. Data
+    /// is verified before it is visited. An extent appended as one may come in pieces.
     ///
     /// # Errors
-    /// The visitor's error, or a [`LogError`] turned into it.
+    /// The visitor's error, or [`LogError::Damaged`] or [`LogError::Io`] turned into it.
     pub fn replay<E: From<LogError>>(
         &self,
         mut visit: impl FnMut(Epoch, Extent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        for (epoch, kept) in self.epochs.range(..=self.state.committed) {
-            for kept in kept {
-                let content = match &kept.content {
-                    KeptContent::Data(data) => Content::Data(data),
-                    KeptContent::Zero => Content::Zero,
-                    KeptContent::Trim => Content::Trim,
-                };
-                visit(
+        let mut payload = Vec::new();
+        for (epoch, data) in &self.index.committed {
+            for place in &data.records {
+                let number = place.at.segment;
+                let segment = self.segments.get(number).ok_or_else(|| {
+                    let (epoch, what) = (Some(*epoch), DamageKind::SegmentMissing);
+                    LogError::Damaged(Damage {
+                        segment: number,
+                        offset: 0,
+                        epoch,
+                        what,
+                    })
+                })?;
+                let record = read_record(
+                    &self.segments.dir,
+                    &segment.file,
+                    &segment.key,
                     *epoch,
-                    Extent {
-                        disk: kept.disk,
-                        offset: kept.offset,
-                        len: kept.len,
-                        content,
-                    },
+                    place,
+                    &mut payload,
                 )?;
+                visit_extents(&record, &payload, |extent| visit(*epoch, extent))?;
             }
         }
         Ok(())
     }
 
-    /// Records a clean stop and closes the log.
+    /// Records a clean stop and closes the log: the caller says that no open epoch is lost.
     ///
     /// # Errors
-    /// See [`LogError`].
-    pub fn close_clean(self) -> Result<(), LogError> {
+    /// [`LogError::Uncommitted`] if data was appended and neither committed nor aborted, [`LogError::Full`],
+    /// [`LogError::Poisoned`], [`LogError::Io`]. The log is closed in any case, then not cleanly.
+    pub fn close_clean(mut self) -> Result<(), LogError> {
+        self.check_usable()?;
+        if let Some(epoch) = self.index.pending.keys().next() {
+            return Err(LogError::Uncommitted { epoch: *epoch });
+        }
+        let state = self.state.clone();
+        self.record(StateKind::CleanStop, state, Chain::default(), "")
+            .map(|_at| ())
+    }
+
+    fn check_usable(&self) -> Result<(), LogError> {
+        if self.poisoned {
+            Err(LogError::Poisoned {
+                dir: self.dir().to_owned(),
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_generation(&self, given: Generation) -> Result<(), LogError> {
+        self.check_usable()?;
+        let current = self.state.generation;
+        if given == current {
+            Ok(())
+        } else {
+            Err(LogError::Fenced { given, current })
+        }
+    }
+
+    /// Poisons the log if something failed.
+    pub(crate) fn checked<T>(
+        &mut self,
+        action: &'static str,
+        result: io::Result<T>,
+    ) -> Result<T, LogError> {
+        result.map_err(|source| {
+            self.poisoned = true;
+            LogError::io(action, self.dir(), source)
+        })
+    }
+
+    /// Tries something that writes. On a full disk everything it has written is taken back; any other error poisons the log.
+    fn attempt<T>(
+        &mut self,
+        action: &'static str,
+        write: impl Fn(&mut Self) -> io::Result<T>,
+    ) -> Result<T, LogError> {
+        let start = self.segments.end();
+        match write(self) {
+            Err(source) if means_full(&source) => {
+                let cut = self.segments.cut(start);
+                self.checked("take back a write from", cut)?;
+                Err(LogError::Full {
+                    dir: self.dir().to_owned(),
+                    source,
+                })
+            }
+            other => self.checked(action, other),
+        }
+    }
+
+    fn write_data(
+        &mut self,
+        epoch: Epoch,
+        records: &[Packed<'_>],
+    ) -> io::Result<Vec<(RecordPlace, u64)>> {
+        records
+            .iter()
+            .map(|record| self.write_record(epoch, record))
+            .collect()
+    }
+
+    fn write_record(
+        &mut self,
+        epoch: Epoch,
+        record: &Packed<'_>,
+    ) -> io::Result<(RecordPlace, u64)> {
+        self.segments
+            .make_room(record.total_len(), self.sequence, &self.state)?;
+        let key = self.segments.current().key;
+        let at = self.segments.end();
+        let fields = DataFields {
+            generation: self.state.generation,
+            epoch,
+            sequence: self.sequence,
+            payload_len: record.payload_len,
+            payload_sum: record.payload_sum(key.salt),
+        };
+        let (header, header_sum) = encode_data(&key, at.offset, &fields, &record.entries);
+        self.segments
+            .write(&mut record.slices(&header), record.total_len())?;
+        let header_len = header.len() as u64;
+        Ok((
+            RecordPlace {
+                at,
+                header_len,
+                payload_len: record.payload_len,
+            },
+            header_sum,
+        ))
+    }
+
+    /// Writes a state record, makes it durable, and takes over the state. All records but commits may use the reserve: they are
+    /// what frees space or fences an owner.
+    pub(crate) fn record(
+        &mut self,
+        kind: StateKind,
+        state: LogState,
+        chain: Chain,
+        reason: &str,
+    ) -> Result<Position, LogError> {
+        let sequence = self.sequence + 1;
+        let record = StateRecord {
+            kind,
+            sequence,
+            state,
+            chain,
+            reason: reason.to_owned(),
+        };
+        let write = |log: &mut Self| log.write_state(&record);
+        let at = match self.attempt("write to", write) {
+            Err(LogError::Full { .. }) if kind != StateKind::Commit && self.reserve.spend() => {
+                self.attempt("write to", write)?
+            }
+            other => other?,
+        };
+        let synced = self.segments.sync_current();
+        self.checked("sync", synced)?;
+        self.state = record.state;
+        self.sequence = sequence;
+        self.state_end = self.segments.end();
+        Ok(at)
+    }
+
+    fn write_state(&mut self, record: &StateRecord) -> io::Result<Position> {
+        self.segments
+            .make_room(STATE_RECORD_BYTES, self.sequence, &self.state)?;
+        let at = self.segments.end();
+        let bytes = encode_state(&self.segments.current().key, at.offset, record);
+        self.segments
+            .write(&mut [IoSlice::new(&bytes)], STATE_RECORD_BYTES)?;
+        Ok(at)
+    }
+
+    /// Drops all uncommitted data: by cutting it off, or, where state records already follow it, by a record that voids it.
+    fn drop_uncommitted(&mut self) -> Result<(), LogError> {
+        let before = |place: &RecordPlace| place.at < self.state_end;
+        if self
+            .index
+            .pending
+            .values()
+            .flat_map(|data| &data.records)
+            .any(before)
+        {
+            let state = self.state.clone();
+            self.record(StateKind::Void, state, Chain::default(), "")?;
+        } else {
+            self.cut_tail()?;
+        }
+        self.index.pending.clear();
         Ok(())
     }
+
+    /// Cuts what follows the last state record when the log is opened, and voids uncommitted data before it. Returns how many
+    /// bytes were cut.
+    pub(crate) fn recover_tail(&mut self) -> Result<u64, LogError> {
+        let cut = self.cut_tail()?;
+        let kept = self.state_end;
+        self.index
+            .pending
+            .retain(|_, data| data.records.iter().any(|place| place.at < kept));
+        self.drop_uncommitted()?;
+        Ok(cut)
+    }
+
+    fn cut_tail(&mut self) -> Result<u64, LogError> {
+        let cut = self.segments.cut(self.state_end);
+        self.checked("cut uncommitted data from", cut)
+    }
+
+    /// Frees the segments that hold nothing that still counts. Returns how many.
+    pub(crate) fn free_dead(&mut self) -> Result<usize, LogError> {
+        let needed = self
+            .index
+            .first_segment()
+            .unwrap_or(u64::MAX)
+            .min(self.state_end.segment);
+        let freed = self.segments.free_before(needed);
+        freed.map_err(|source| LogError::io("free segments of", self.dir(), source))
+    }
+
+    /// Frees also the current segment, if nothing in it counts any more, by beginning the next one. True if anything was freed.
+    fn free_all_dead(&mut self) -> Result<bool, LogError> {
+        let mut freed = self.free_dead()?;
+        let used = self.segments.end().offset > self.segments.current().records_start;
+        if used && self.index.first_segment().is_none() {
+            let _had_some = self.reserve.spend();
+            self.begin_segment()?;
+            freed += self.free_dead()?;
+            self.reserve.restore();
+        }
+        Ok(freed > 0)
+    }
+
+    /// Begins a segment; from then on its header holds the state.
+    pub(crate) fn begin_segment(&mut self) -> Result<(), LogError> {
+        self.attempt("begin a segment of", |log| {
+            log.segments.begin_next(log.sequence, &log.state)
+        })?;
+        self.state_end = self.segments.end();
+        Ok(())
+    }
+}
+
+fn check_id(what: &'static str, id: &str) -> Result<(), LogError> {
+    if (1..=MAX_ID).contains(&id.len()) {
+        return Ok(());
+    }
+    Err(LogError::BadName {
+        what,
+        text: id.to_owned(),
+        max: MAX_ID,
+    })
+}
+
+/// The first `max` bytes of a text, less if that would cut a character in two.
+fn shorten(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }

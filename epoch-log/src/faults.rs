@@ -1,0 +1,72 @@
+//! For tests: watches every change of a file, and fails one on demand.
+
+use std::{cell::RefCell, io};
+
+/// One change of a file or directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Create {
+        name: String,
+    },
+    Write {
+        name: String,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Sync {
+        name: String,
+    },
+    Truncate {
+        name: String,
+        len: u64,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Remove {
+        name: String,
+    },
+    SyncDir,
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    ops: Vec<Op>,
+    fail: Option<(usize, i32)>,
+}
+
+thread_local! {
+    static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+}
+
+/// Called before each change on this thread.
+pub(crate) fn observe(op: impl FnOnce() -> Op) -> io::Result<()> {
+    WATCH.with_borrow_mut(|watch| {
+        let Some(watch) = watch else { return Ok(()) };
+        let number = watch.ops.len();
+        watch.ops.push(op());
+        match watch.fail {
+            Some((at, errno)) if at == number => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Starts watching; `fail` names a change, counted from now, and the error it gets.
+pub(crate) fn start(fail: Option<(usize, i32)>) {
+    WATCH.set(Some(Watch {
+        ops: Vec::new(),
+        fail,
+    }));
+}
+
+/// Stops watching and gives what was seen, the failed change included.
+pub(crate) fn stop() -> Vec<Op> {
+    WATCH.take().map(|watch| watch.ops).unwrap_or_default()
+}
+
+/// How many changes were seen so far.
+pub(crate) fn count() -> usize {
+    WATCH.with_borrow(|watch| watch.as_ref().map_or(0, |watch| watch.ops.len()))
+}

@@ -1,0 +1,195 @@
+//! The open segments of a log as one growing sequence of bytes: append, begin the next segment, cut the end, free the
+//! beginning. Knows nothing of what is committed; `log.rs` says where to cut and what to free.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSlice},
+};
+
+use crate::{
+    DiskIdentity, LogState,
+    disk::LogDir,
+    format::{LogId, Position, SegmentHeader, SegmentKey},
+    segment::{self, Segment},
+};
+
+/// What is the same in all segments of a log.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub log_id: LogId,
+    pub group: String,
+    pub disks: Vec<DiskIdentity>,
+}
+
+impl Identity {
+    /// Identity of a new log.
+    pub fn new(group: &str, disks: &[DiskIdentity]) -> Self {
+        Self {
+            log_id: *uuid::Uuid::new_v4().as_bytes(),
+            group: group.to_owned(),
+            disks: disks.to_vec(),
+        }
+    }
+}
+
+/// The segments of an open log.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    pub dir: LogDir,
+    pub identity: Identity,
+    segment_bytes: u64,
+    older: BTreeMap<u64, Segment>,
+    current: Segment,
+}
+
+impl Segments {
+    /// Begins a new log.
+    pub fn create(
+        dir: LogDir,
+        identity: Identity,
+        segment_bytes: u64,
+        state: &LogState,
+    ) -> io::Result<Self> {
+        let current = segment::create(&dir, &header(&identity, 1, 0, state))?;
+        Ok(Self {
+            dir,
+            identity,
+            segment_bytes,
+            older: BTreeMap::new(),
+            current,
+        })
+    }
+
+    /// Goes on with the segments of a log; `None` if there are none.
+    pub fn resume(
+        dir: LogDir,
+        identity: Identity,
+        segment_bytes: u64,
+        mut segments: BTreeMap<u64, Segment>,
+    ) -> Option<Self> {
+        let (_, current) = segments.pop_last()?;
+        Some(Self {
+            dir,
+            identity,
+            segment_bytes,
+            older: segments,
+            current,
+        })
+    }
+
+    /// Where the next record goes, if the segment has room for it.
+    pub const fn end(&self) -> Position {
+        Position {
+            segment: self.current.key.segment,
+            offset: self.current.end,
+        }
+    }
+
+    /// The segment that is being written.
+    pub const fn current(&self) -> &Segment {
+        &self.current
+    }
+
+    /// An open segment.
+    pub fn get(&self, number: u64) -> Option<&Segment> {
+        if number == self.current.key.segment {
+            Some(&self.current)
+        } else {
+            self.older.get(&number)
+        }
+    }
+
+    /// Begins the next segment if a record of `len` bytes does not fit the current one. A segment takes at least one record, so
+    /// one that is longer than any segment gets its own.
+    pub fn make_room(&mut self, len: u64, sequence: u64, state: &LogState) -> io::Result<()> {
+        let used = self.current.end > self.current.records_start;
+        if used && self.current.end.saturating_add(len) > self.segment_bytes {
+            self.begin_next(sequence, state)?;
+        }
+        Ok(())
+    }
+
+    /// Begins the next segment.
+    pub fn begin_next(&mut self, sequence: u64, state: &LogState) -> io::Result<()> {
+        let number = self.current.key.segment + 1;
+        let next = segment::create(&self.dir, &header(&self.identity, number, sequence, state))?;
+        let before = std::mem::replace(&mut self.current, next);
+        self.older.insert(before.key.segment, before);
+        Ok(())
+    }
+
+    /// Writes a record of `len` bytes at the end.
+    pub fn write(&mut self, slices: &mut [IoSlice<'_>], len: u64) -> io::Result<()> {
+        self.current.dirty = true;
+        self.current.file.write_at(slices, self.current.end)?;
+        self.current.end += len;
+        Ok(())
+    }
+
+    /// Makes the segment that is being written durable.
+    pub fn sync_current(&mut self) -> io::Result<()> {
+        self.current.sync()
+    }
+
+    /// Makes all segments durable.
+    pub fn sync(&mut self) -> io::Result<()> {
+        for segment in self.older.values_mut() {
+            segment.sync()?;
+        }
+        self.current.sync()
+    }
+
+    /// Cuts everything from `to` on, durably. Returns how many bytes that were.
+    pub fn cut(&mut self, to: Position) -> io::Result<u64> {
+        let mut cut = 0;
+        while self.current.key.segment > to.segment {
+            let Some((_, before)) = self.older.pop_last() else {
+                return Err(io::Error::other("the segment to cut is not open"));
+            };
+            let removed = std::mem::replace(&mut self.current, before);
+            self.dir.remove(removed.file.name())?;
+            // One by one: no crash may leave a later segment without an earlier one.
+            self.dir.sync()?;
+            cut += removed.end;
+        }
+        // A write that failed may have left bytes behind the end that is known.
+        let len = self.current.file.len()?;
+        if len > to.offset {
+            self.current.file.truncate(to.offset)?;
+            cut += len - to.offset;
+        }
+        self.current.end = to.offset;
+        Ok(cut)
+    }
+
+    /// Removes all segments before `number`, oldest first; never the current one. Returns how many.
+    pub fn free_before(&mut self, number: u64) -> io::Result<usize> {
+        let mut freed = 0;
+        while let Some(entry) = self
+            .older
+            .first_entry()
+            .filter(|entry| *entry.key() < number)
+        {
+            self.dir.remove(entry.get().file.name())?;
+            self.dir.sync()?;
+            entry.remove();
+            freed += 1;
+        }
+        Ok(freed)
+    }
+}
+
+fn header(identity: &Identity, number: u64, sequence: u64, state: &LogState) -> SegmentHeader {
+    let (salt, _) = uuid::Uuid::new_v4().as_u64_pair();
+    SegmentHeader {
+        key: SegmentKey {
+            log_id: identity.log_id,
+            salt,
+            segment: number,
+        },
+        group: identity.group.clone(),
+        disks: identity.disks.clone(),
+        sequence,
+        state: state.clone(),
+    }
+}

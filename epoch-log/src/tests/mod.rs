@@ -1,0 +1,8 @@
+//! Tests that need to see inside: a reference model, every crash, every error, every flipped bit.
+
+mod crash;
+mod damage;
+mod errors;
+mod history;
+mod model;
+mod rules;
