@@ -1,0 +1,44 @@
+# The commands of this repository. `make` alone lists them. Works without a terminal and without input.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check guest setup qemu10 bench build clean-runtime
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+EPOCHGATE := $(TARGET)/release/epochgate
+# Options for the command that a target runs, as in `make demo ARGS=--json`.
+ARGS ?=
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build guest ## protect a VM on this machine, kill its host, see it go on
+	@$(EPOCHGATE) demo $(ARGS)
+
+test: setup check build guest ## all checks and all tests
+	@tests/scripts/run-tests.sh $(ARGS)
+
+check: setup ## formatting, lints, documentation
+	@cargo fmt --all --check
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
+
+bench: build guest ## the benchmarks: failovers at random instants
+	@$(EPOCHGATE) bench failover $(ARGS)
+
+build: setup ## the command epochgate, as it is meant to be run
+	@cargo build --release --package epochgate
+
+guest: setup ## the small guest of tests and demo, in target/guest
+	@tests/guest/build.sh
+
+setup: ## install the Debian packages that are missing
+	@tests/scripts/setup.sh
+
+qemu10: setup ## QEMU 10 beside the installed one, in target/qemu10
+	@tests/scripts/fetch-qemu10.sh
+
+clean-runtime: ## remove what runs that were killed have left in /tmp and /dev/shm
+	@tests/scripts/clean-runtime.sh
