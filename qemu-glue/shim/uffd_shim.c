@@ -34,9 +34,19 @@ static int open_userfaultfd(void) {
   return (int)syscall(SYS_userfaultfd, flags | UFFD_USER_MODE_ONLY);
 }
 
+/* Whether this process runs QEMU, and not yet a script that will start it. */
+static int is_qemu(void) {
+  char path[4096];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+  if (length < 0) return 0;
+  path[length] = 0;
+  const char *name = strrchr(path, '/');
+  return name && (strstr(name, "qemu") || strstr(name, "kvm"));
+}
+
 __attribute__((constructor)) static void hand_over(void) {
   const char *number = getenv("EPOCHGATE_UFFD_FD");
-  if (!number) return;
+  if (!number || !is_qemu()) return;
   int channel = atoi(number);
   /* Programs that QEMU starts are none of our business. */
   unsetenv("EPOCHGATE_UFFD_FD");

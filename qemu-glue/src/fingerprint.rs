@@ -52,6 +52,11 @@ impl Fingerprint {
         )
     }
 
+    /// Version of QEMU.
+    pub fn qemu_version(&self) -> &str {
+        self.0.get("QEMU version").map_or("unknown", String::as_str)
+    }
+
     /// One sentence for each difference, empty if there is none. `self` is the source's.
     pub fn differences(&self, standby: &Fingerprint) -> Vec<String> {
         let mut keys: Vec<&String> = self.0.keys().chain(standby.0.keys()).collect();

@@ -399,7 +399,7 @@ fn receive_uffd(socket: &UnixStream) -> Result<OwnedFd, String> {
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = rustix::net::recvmsg(socket, &mut buffers, &mut control, flags);
     if !matches!(received, Ok(ref message) if message.bytes == 4) {
-        return Err("the preloaded shim did not report from QEMU: is QEMU a script, a static or a setuid binary?".into());
+        return Err("the preloaded shim did not report from QEMU: is the QEMU binary static, setuid or named without \"qemu\"?".into());
     }
     let handed = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),

@@ -321,7 +321,7 @@ impl Shared {
                 Some(event) => {
                     match &event {
                         VmEvent::Migration(status) => {
-                            drop(self.migration.send_replace(Some(*status)))
+                            self.migration.send_replace(Some(*status));
                         }
                         VmEvent::Shutdown { reason, .. } => {
                             *self
@@ -364,13 +364,11 @@ impl Shared {
 }
 
 async fn read_all(mut lines: Lines<BufReader<OwnedReadHalf>>, shared: Arc<Shared>) {
-    loop {
-        match lines.next_line().await {
-            Ok(Some(line)) => match serde_json::from_str::<Line>(&line) {
-                Ok(line) => shared.take(line),
-                Err(error) => tracing::warn!(%error, "QEMU sent a line that is not QMP"),
-            },
-            Ok(None) | Err(_) => break,
+    // An error here is the end as well: it means that QEMU is gone.
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str::<Line>(&line) {
+            Ok(line) => shared.take(line),
+            Err(error) => tracing::warn!(%error, "QEMU sent a line that is not QMP"),
         }
     }
     shared.close();
