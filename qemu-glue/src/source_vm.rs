@@ -280,6 +280,11 @@ impl Stopped<'_> {
         Ok(stream)
     }
 
+    /// The stopped VM.
+    pub fn vm(&self) -> &SourceVm {
+        self.vm
+    }
+
     /// What was measured so far.
     pub fn parts(&self) -> PauseParts {
         self.parts
