@@ -245,7 +245,7 @@ fn drive(pieces: &[Vec<u8>], answers: u8) -> (Vec<u8>, bool) {
     let mut negotiation = Negotiation::start(&mut out);
     let mut held = Vec::new();
     let (info, refused) = (ExportInfo::full(4096), OpenRefused::Policy("no".into()));
-    let answer = if answers % 2 == 0 {
+    let answer = if answers.is_multiple_of(2) {
         Ok(&info)
     } else {
         Err(&refused)

@@ -251,7 +251,7 @@ impl Export for RawExport {
         match written {
             // A part is written once more by the write that may wait.
             Some(written) => Ok(written.is_ok_and(|count| count == wanted)),
-            None if offset % PAGE == 0 && wanted as u64 % PAGE == 0 => {
+            None if offset.is_multiple_of(PAGE) && (wanted as u64).is_multiple_of(PAGE) => {
                 // Where the kernel can't tell, whole pages are written here all the same: they go to the page cache, and when it is
                 // full the client is better slowed down than given a longer queue.
                 self.write(offset, data.clone(), false).map(|()| true)
