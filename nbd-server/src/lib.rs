@@ -8,9 +8,15 @@
 pub mod connection;
 pub mod control;
 pub mod export;
+pub mod failpoint;
+pub mod gateway;
+pub mod group;
 pub mod limits;
 pub mod negotiation;
 pub mod protocol;
 pub mod raw_export;
 pub mod server;
 pub mod transmission;
+
+pub use epoch_log::{Epoch, Generation};
+pub use gateway::{ExportConfig, Gateway, GatewayConfig, GatewayError};

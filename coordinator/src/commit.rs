@@ -1,0 +1,555 @@
+//! The three-phase commit as the source sees it: a pure state machine. Events in, actions out; no clock, no I/O, no
+//! QEMU. `source_loop` carries the actions out, a model checker can do the same.
+//!
+//! Beside section 5 of the paper:
+//!
+//! | the paper | here |
+//! |---|---|
+//! | T0: both sides hold a consistent state | [`Phase::Protecting`] with `protected_since` set, nothing in flight |
+//! | phase 1: updates are copied and buffered, the disk is in async mode | [`Action::Capture`], [`Action::SendCheckpoint`] |
+//! | COMMIT 1 and its response | [`Event::Commit1Acked`] |
+//! | phase 2: the disk's buffer is flushed | [`Action::Commit2`]: the gateway makes record N durable |
+//! | COMMIT 3: the backup merges | [`Action::Commit3`] |
+//!
+//! Two differences. The flush of phase 2 is atomic (one commit record decides; the images follow in the background),
+//! and the VM runs on from the moment the checkpoint is captured, so several epochs can be in flight: each goes
+//! through the phases in order, and none overtakes another.
+//!
+//! Invariants held here: *held first* (4): [`Action::Commit2`] for N is made in one place, from
+//! [`Event::Commit1Acked`] for N. *Output commit* (5): [`Action::ReleaseOutput`] for N is made in one place, from
+//! [`Event::Committed`] for N. *Fencing* (6): after [`Event::Fenced`] nothing but [`Action::StopVm`] and
+//! [`Action::Yield`] comes out, ever.
+
+use std::collections::VecDeque;
+
+use nbd_server::Epoch;
+
+/// Something that happened, as told by `source_loop`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A standby answered Welcome: it is ready for the first copy.
+    StandbyJoined {
+        /// Its id.
+        standby: String,
+    },
+    /// The first copy of the guest's RAM is on its way in full.
+    BaseSent,
+    /// The interval has passed, or the gateway asks for a checkpoint.
+    CheckpointDue,
+    /// The pause is over: epoch `epoch` is sealed at the gateway and its memory and devices are captured.
+    Captured {
+        /// The epoch that the gateway sealed.
+        epoch: Epoch,
+    },
+    /// The capture failed and the VM runs on; the gateway may or may not have sealed an epoch.
+    CaptureFailed,
+    /// The standby holds checkpoint `epoch`, complete and verified.
+    Commit1Acked {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Record `epoch` is durable.
+    Committed {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The record can't be written now (the log is full, say); nothing is lost, the VM runs on.
+    CommitFailed {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The standby is gone or silent.
+    StandbyLost,
+    /// The gateway is in sync mode; all that the guest wrote is committed.
+    Drained,
+    /// The gateway can't be drained now; try again.
+    DrainFailed,
+    /// A newer generation owns the disks.
+    Fenced,
+    /// The VM can't go on here (QEMU died, was killed or crashed).
+    VmLost,
+    /// The guest powered off, or the operator stops it.
+    VmEnded,
+}
+
+/// Something to do now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Send the guest's whole RAM to the standby while the guest runs.
+    CopyBase,
+    /// Pause the VM, seal the epoch at the gateway, capture memory and devices, let the VM run on.
+    Capture,
+    /// Send the captured checkpoint, ending with COMMIT 1.
+    SendCheckpoint {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// COMMIT 2: have the gateway write commit record `epoch`, which names the standby that holds the memory.
+    Commit2 {
+        /// Its epoch.
+        epoch: Epoch,
+        /// The standby that acknowledged COMMIT 1.
+        standby: String,
+    },
+    /// What the guest sent up to and in `epoch` may leave.
+    ReleaseOutput {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// COMMIT 3: the standby may merge.
+    Commit3 {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Close the channel and forget the checkpoints in flight.
+    DropStandby,
+    /// Have the gateway record sync mode and commit all that it holds.
+    DrainToSync,
+    /// Look for a standby (again).
+    SeekStandby,
+    /// Stop the VM at once and for good: it is not ours any more.
+    StopVm,
+    /// Tell the standby to take over, if the channel is still open.
+    Yield,
+    /// The VM ended as planned: tell the standby, hand the disks back.
+    End,
+}
+
+/// Where the source stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Sync mode, no standby: the VM runs and is not protected.
+    Unprotected,
+    /// The first copy is on its way; the group is still in sync mode.
+    Filling {
+        /// Where it goes.
+        standby: String,
+    },
+    /// Checkpoints flow. Protected once the first of them is committed.
+    Protecting {
+        /// Who holds the memory.
+        standby: String,
+        /// The first committed epoch, if there is one.
+        protected_since: Option<Epoch>,
+    },
+    /// The standby is lost; the gateway is being drained to sync mode.
+    Draining,
+    /// Over: fenced, lost or ended.
+    Over,
+}
+
+/// An epoch between its capture and its commit record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct InFlight {
+    epoch: Epoch,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stage {
+    /// On its way to the standby.
+    Sent,
+    /// The standby holds it; its turn for COMMIT 2 has not come.
+    Held,
+    /// COMMIT 2 is under way.
+    Committing,
+}
+
+/// The state machine of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Source {
+    phase: Phase,
+    in_flight: VecDeque<InFlight>,
+    limit: usize,
+    /// A capture is under way. While it is, the gateway is not drained: its seal would turn async mode on again.
+    capturing: bool,
+    /// The capture under way belongs to a standby that was lost meanwhile.
+    capture_is_stale: bool,
+    committed: Option<Epoch>,
+}
+
+impl Source {
+    /// A source that runs unprotected, with at most `limit` (at least 1) epochs in flight later on.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            phase: Phase::Unprotected,
+            in_flight: VecDeque::new(),
+            limit: limit.max(1),
+            capturing: false,
+            capture_is_stale: false,
+            committed: None,
+        }
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Whether a failure now would be survived: the first checkpoint is committed and the standby is there.
+    pub fn protected(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Protecting {
+                protected_since: Some(_),
+                ..
+            }
+        )
+    }
+
+    /// The last epoch whose record is known to be durable.
+    pub fn committed(&self) -> Option<Epoch> {
+        self.committed
+    }
+
+    /// Whether a capture is under way.
+    pub fn capturing(&self) -> bool {
+        self.capturing
+    }
+
+    /// Epochs captured and not yet committed.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Takes one event and says what is to be done, in this order.
+    pub fn step(&mut self, event: Event) -> Vec<Action> {
+        if self.phase == Phase::Over {
+            return Vec::new();
+        }
+        match event {
+            Event::StandbyJoined { standby } => self.standby_joined(standby),
+            Event::BaseSent => self.base_sent(),
+            Event::CheckpointDue => self.checkpoint_due(),
+            Event::Captured { epoch } => self.captured(epoch),
+            Event::CaptureFailed => self.capture_failed(),
+            Event::Commit1Acked { epoch } => self.commit1_acked(epoch),
+            Event::Committed { epoch } => self.commit_durable(epoch),
+            Event::CommitFailed { epoch } => self.commit_failed(epoch),
+            Event::StandbyLost => self.standby_lost(),
+            Event::Drained => self.drained(),
+            Event::DrainFailed => self.drain_failed(),
+            Event::Fenced | Event::VmLost => self.over(vec![Action::StopVm, Action::Yield]),
+            Event::VmEnded => self.over(vec![Action::End]),
+        }
+    }
+
+    fn standby_joined(&mut self, standby: String) -> Vec<Action> {
+        if self.phase != Phase::Unprotected {
+            return Vec::new();
+        }
+        self.phase = Phase::Filling { standby };
+        vec![Action::CopyBase]
+    }
+
+    fn base_sent(&mut self) -> Vec<Action> {
+        let Phase::Filling { standby } = &self.phase else {
+            return Vec::new();
+        };
+        self.phase = Phase::Protecting {
+            standby: standby.clone(),
+            protected_since: None,
+        };
+        self.checkpoint_due()
+    }
+
+    fn checkpoint_due(&mut self) -> Vec<Action> {
+        let wanted = matches!(self.phase, Phase::Protecting { .. });
+        if !wanted || self.capturing || self.in_flight.len() >= self.limit {
+            return Vec::new();
+        }
+        self.capturing = true;
+        vec![Action::Capture]
+    }
+
+    fn captured(&mut self, epoch: Epoch) -> Vec<Action> {
+        self.capturing = false;
+        if std::mem::take(&mut self.capture_is_stale) {
+            return vec![Action::DrainToSync];
+        }
+        self.in_flight.push_back(InFlight {
+            epoch,
+            stage: Stage::Sent,
+        });
+        vec![Action::SendCheckpoint { epoch }]
+    }
+
+    /// A seal may have happened whose memory was not captured. It can't be completed, and a later checkpoint can't
+    /// leave it out: the way back to a consistent pair is through sync mode and a new first copy.
+    fn capture_failed(&mut self) -> Vec<Action> {
+        self.capturing = false;
+        if std::mem::take(&mut self.capture_is_stale) {
+            return vec![Action::DrainToSync];
+        }
+        self.standby_lost()
+    }
+
+    fn commit1_acked(&mut self, epoch: Epoch) -> Vec<Action> {
+        let sent = self
+            .in_flight
+            .iter_mut()
+            .find(|e| e.epoch == epoch && e.stage == Stage::Sent);
+        let Some(entry) = sent else {
+            return Vec::new();
+        };
+        entry.stage = Stage::Held;
+        self.commit_next()
+    }
+
+    /// COMMIT 2 for the oldest epoch, if the standby holds it. Records are written strictly in order.
+    fn commit_next(&mut self) -> Vec<Action> {
+        let Phase::Protecting { standby, .. } = &self.phase else {
+            return Vec::new();
+        };
+        match self.in_flight.front_mut() {
+            Some(oldest) if oldest.stage == Stage::Held => {
+                oldest.stage = Stage::Committing;
+                vec![Action::Commit2 {
+                    epoch: oldest.epoch,
+                    standby: standby.clone(),
+                }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn commit_durable(&mut self, epoch: Epoch) -> Vec<Action> {
+        let awaited = self
+            .in_flight
+            .front()
+            .is_some_and(|e| e.epoch == epoch && e.stage == Stage::Committing);
+        if !awaited {
+            return Vec::new();
+        }
+        self.in_flight.pop_front();
+        self.committed = Some(epoch);
+        if let Phase::Protecting {
+            protected_since, ..
+        } = &mut self.phase
+        {
+            protected_since.get_or_insert(epoch);
+        }
+        let mut actions = vec![Action::ReleaseOutput { epoch }, Action::Commit3 { epoch }];
+        actions.extend(self.commit_next());
+        actions
+    }
+
+    /// Tried again at once: `source_loop` paces it by the moment at which it reports the failure. Until then the VM
+    /// runs on and the gateway holds what it writes.
+    fn commit_failed(&mut self, epoch: Epoch) -> Vec<Action> {
+        if let Some(oldest) = self.in_flight.front_mut()
+            && oldest.epoch == epoch
+            && oldest.stage == Stage::Committing
+        {
+            oldest.stage = Stage::Held;
+            return self.commit_next();
+        }
+        Vec::new()
+    }
+
+    fn standby_lost(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Filling { .. } => {
+                // Nothing was sealed: the group never left sync mode.
+                self.phase = Phase::Unprotected;
+                vec![Action::DropStandby, Action::SeekStandby]
+            }
+            Phase::Protecting { .. } => {
+                self.phase = Phase::Draining;
+                self.in_flight.clear();
+                if self.capturing {
+                    self.capture_is_stale = true;
+                    return vec![Action::DropStandby];
+                }
+                vec![Action::DropStandby, Action::DrainToSync]
+            }
+            Phase::Unprotected | Phase::Draining | Phase::Over => Vec::new(),
+        }
+    }
+
+    fn drained(&mut self) -> Vec<Action> {
+        if self.phase != Phase::Draining {
+            return Vec::new();
+        }
+        self.phase = Phase::Unprotected;
+        vec![Action::SeekStandby]
+    }
+
+    fn drain_failed(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Draining => vec![Action::DrainToSync],
+            _ => Vec::new(),
+        }
+    }
+
+    fn over(&mut self, last: Vec<Action>) -> Vec<Action> {
+        self.phase = Phase::Over;
+        self.in_flight.clear();
+        last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit2(epoch: u64) -> Action {
+        Action::Commit2 {
+            epoch: Epoch(epoch),
+            standby: "b".into(),
+        }
+    }
+
+    fn protecting() -> Source {
+        let mut source = Source::new(3);
+        let standby = "b".to_owned();
+        assert_eq!(
+            source.step(Event::StandbyJoined { standby }),
+            [Action::CopyBase]
+        );
+        assert_eq!(source.step(Event::BaseSent), [Action::Capture]);
+        source
+    }
+
+    fn protected() -> Source {
+        let mut source = protecting();
+        source.step(Event::Captured { epoch: Epoch(1) });
+        source.step(Event::Commit1Acked { epoch: Epoch(1) });
+        source.step(Event::Committed { epoch: Epoch(1) });
+        assert!(source.protected());
+        source
+    }
+
+    #[test]
+    fn one_epoch_goes_through_three_commits() {
+        let mut source = protecting();
+        assert!(!source.protected());
+        assert_eq!(
+            source.step(Event::Captured { epoch: Epoch(1) }),
+            [Action::SendCheckpoint { epoch: Epoch(1) }]
+        );
+        assert_eq!(
+            source.step(Event::Commit1Acked { epoch: Epoch(1) }),
+            [commit2(1)]
+        );
+        assert!(!source.protected());
+        assert_eq!(
+            source.step(Event::Committed { epoch: Epoch(1) }),
+            [
+                Action::ReleaseOutput { epoch: Epoch(1) },
+                Action::Commit3 { epoch: Epoch(1) }
+            ]
+        );
+        assert!(source.protected());
+    }
+
+    #[test]
+    fn no_commit_2_without_the_standbys_word() {
+        let mut source = protecting();
+        source.step(Event::Captured { epoch: Epoch(1) });
+        for event in [
+            Event::CheckpointDue,
+            Event::Commit1Acked { epoch: Epoch(2) },
+            Event::Committed { epoch: Epoch(1) },
+            Event::CommitFailed { epoch: Epoch(1) },
+        ] {
+            let actions = source.step(event);
+            assert!(!actions.iter().any(|a| matches!(
+                a,
+                Action::Commit2 { .. } | Action::Commit3 { .. } | Action::ReleaseOutput { .. }
+            )));
+        }
+    }
+
+    #[test]
+    fn epochs_in_flight_commit_in_order() {
+        let mut source = protected();
+        for epoch in 2..5 {
+            assert_eq!(source.step(Event::CheckpointDue), [Action::Capture]);
+            source.step(Event::Captured {
+                epoch: Epoch(epoch),
+            });
+        }
+        assert_eq!(source.step(Event::CheckpointDue), [], "the limit is three");
+        assert_eq!(source.step(Event::Commit1Acked { epoch: Epoch(3) }), []);
+        assert_eq!(
+            source.step(Event::Commit1Acked { epoch: Epoch(2) }),
+            [commit2(2)]
+        );
+        let actions = source.step(Event::Committed { epoch: Epoch(2) });
+        assert_eq!(actions.last(), Some(&commit2(3)));
+    }
+
+    #[test]
+    fn a_lost_standby_drains_and_is_sought_again() {
+        let mut source = protected();
+        assert_eq!(
+            source.step(Event::StandbyLost),
+            [Action::DropStandby, Action::DrainToSync]
+        );
+        assert!(!source.protected());
+        assert_eq!(source.step(Event::CheckpointDue), []);
+        assert_eq!(source.step(Event::DrainFailed), [Action::DrainToSync]);
+        assert_eq!(source.step(Event::Drained), [Action::SeekStandby]);
+        assert_eq!(source.phase(), &Phase::Unprotected);
+    }
+
+    #[test]
+    fn a_drain_waits_for_the_capture_under_way() {
+        let mut source = protected();
+        source.step(Event::CheckpointDue);
+        assert_eq!(source.step(Event::StandbyLost), [Action::DropStandby]);
+        assert_eq!(
+            source.step(Event::Captured { epoch: Epoch(2) }),
+            [Action::DrainToSync]
+        );
+    }
+
+    #[test]
+    fn a_late_answer_of_a_lost_standby_changes_nothing() {
+        let mut source = protected();
+        source.step(Event::CheckpointDue);
+        source.step(Event::Captured { epoch: Epoch(2) });
+        source.step(Event::StandbyLost);
+        assert_eq!(source.step(Event::Commit1Acked { epoch: Epoch(2) }), []);
+        assert_eq!(source.step(Event::Committed { epoch: Epoch(2) }), []);
+    }
+
+    #[test]
+    fn a_failed_capture_never_leaves_a_hole() {
+        let mut source = protected();
+        source.step(Event::CheckpointDue);
+        assert_eq!(
+            source.step(Event::CaptureFailed),
+            [Action::DropStandby, Action::DrainToSync]
+        );
+    }
+
+    #[test]
+    fn a_fenced_source_only_stops() {
+        let mut source = protected();
+        assert_eq!(source.step(Event::Fenced), [Action::StopVm, Action::Yield]);
+        for event in [
+            Event::CheckpointDue,
+            Event::Captured { epoch: Epoch(2) },
+            Event::Drained,
+        ] {
+            assert_eq!(source.step(event), []);
+        }
+    }
+
+    #[test]
+    fn a_commit_that_failed_is_tried_again() {
+        let mut source = protected();
+        source.step(Event::CheckpointDue);
+        source.step(Event::Captured { epoch: Epoch(2) });
+        assert_eq!(
+            source.step(Event::Commit1Acked { epoch: Epoch(2) }),
+            [commit2(2)]
+        );
+        assert_eq!(
+            source.step(Event::CommitFailed { epoch: Epoch(2) }),
+            [commit2(2)]
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! What `epochgate protect` and `epochgate standby` are told: plain values, read from TOML by the command.
+//!
+//! One documented example per role is checked in (`docs/examples/`) and loaded by a test.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qemu_glue::VmDescription;
+use serde::Deserialize;
+
+use crate::address::ChannelAddress;
+
+/// What happens to the VM when its standby is lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStandbyLoss {
+    /// It runs on, unprotected, and says so.
+    #[default]
+    Continue,
+    /// It is paused until a standby protects it again.
+    Pause,
+}
+
+/// The configuration of a source.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectConfig {
+    /// Name of this host, part of the ids that the log shows. Default: the host's name.
+    #[serde(default = "host_name")]
+    pub host: String,
+    /// Control socket of the gateway.
+    pub gateway: PathBuf,
+    /// Where QEMU finds the gateway's NBD server, as a path of a unix socket or `host:port`.
+    pub nbd: String,
+    /// Standbys, in order of preference.
+    pub standby: Vec<ChannelAddress>,
+    /// The disks of the group in the order in which the guest sees them. Default: all of them, by name.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// For sockets and the VM's private files. Default: `/run/epochgate`.
+    #[serde(default = "runtime_dir")]
+    pub runtime_dir: PathBuf,
+    /// Milliseconds between the start of two checkpoints, 1 to 60000.
+    #[serde(default = "interval_ms")]
+    pub interval_ms: u64,
+    /// Checkpoints captured and not yet committed before the next one waits, 1 to 64.
+    #[serde(default = "max_in_flight")]
+    pub max_in_flight: usize,
+    /// Milliseconds between heartbeats.
+    #[serde(default = "heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which the standby is taken for lost.
+    #[serde(default = "suspicion_ms")]
+    pub suspicion_ms: u64,
+    /// What happens when the standby is lost.
+    #[serde(default)]
+    pub on_standby_loss: OnStandbyLoss,
+    /// Send checkpoints beyond this machine without encryption. Only on a link that nobody else can reach.
+    #[serde(default)]
+    pub insecure: bool,
+    /// The VM. Its name is the name of its group at the gateway.
+    pub vm: VmDescription,
+}
+
+/// The configuration of a standby.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandbyConfig {
+    /// Name of this host, part of the ids that the log shows. Default: the host's name.
+    #[serde(default = "host_name")]
+    pub host: String,
+    /// Control socket of the gateway.
+    pub gateway: PathBuf,
+    /// Where QEMU finds the gateway's NBD server, as a path of a unix socket or `host:port`.
+    pub nbd: String,
+    /// Where the source connects to.
+    pub listen: ChannelAddress,
+    /// The disks of the group in the order in which the guest sees them. Default: all of them, by name.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// For sockets and the VM's private files. Default: `/run/epochgate`.
+    #[serde(default = "runtime_dir")]
+    pub runtime_dir: PathBuf,
+    /// Milliseconds between heartbeats.
+    #[serde(default = "heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which the source is taken for lost.
+    #[serde(default = "suspicion_ms")]
+    pub suspicion_ms: u64,
+    /// Listen beyond this machine without encryption. Only on a link that nobody else can reach.
+    #[serde(default)]
+    pub insecure: bool,
+    /// The VM, described as at its source.
+    pub vm: VmDescription,
+}
+
+/// A value that can't be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number out of its range.
+    #[error("`{key} = {value}` is out of range: {low} to {high} are allowed")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// Lowest.
+        low: u64,
+        /// Highest.
+        high: u64,
+    },
+    /// Silence is shorter than the distance of the heartbeats.
+    #[error(
+        "`suspicion_ms = {suspicion}` must be at least three times `heartbeat_ms = {heartbeat}`, or a single late heartbeat is taken for a failure"
+    )]
+    Suspicion {
+        /// `suspicion_ms`.
+        suspicion: u64,
+        /// `heartbeat_ms`.
+        heartbeat: u64,
+    },
+    /// A channel that others can reach, without encryption.
+    #[error(
+        "`{address}` can be reached from other machines and the checkpoint channel is not encrypted: the guest's memory would travel in the clear; carry it over a tunnel to a loopback address, or set `insecure = true` on a private link"
+    )]
+    Exposed {
+        /// The address.
+        address: ChannelAddress,
+    },
+    /// A list that is empty.
+    #[error(
+        "`standby` is empty: name at least one address, such as `unix:/run/epochgate/vm1.standby` or `tcp:127.0.0.1:7070`"
+    )]
+    NoStandby,
+}
+
+impl ProtectConfig {
+    /// Checks what TOML can't.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        in_range("interval_ms", self.interval_ms, 1, 60_000)?;
+        in_range("max_in_flight", self.max_in_flight as u64, 1, 64)?;
+        check_timing(self.heartbeat_ms, self.suspicion_ms)?;
+        if self.standby.is_empty() {
+            return Err(ConfigError::NoStandby);
+        }
+        for address in &self.standby {
+            check_exposed(address, self.insecure)?;
+        }
+        Ok(())
+    }
+
+    /// `interval_ms` as a duration.
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms)
+    }
+}
+
+impl StandbyConfig {
+    /// Checks what TOML can't.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_timing(self.heartbeat_ms, self.suspicion_ms)?;
+        check_exposed(&self.listen, self.insecure)
+    }
+}
+
+fn in_range(key: &'static str, value: u64, low: u64, high: u64) -> Result<(), ConfigError> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::Range {
+        key,
+        value,
+        low,
+        high,
+    })
+}
+
+fn check_timing(heartbeat: u64, suspicion: u64) -> Result<(), ConfigError> {
+    in_range("heartbeat_ms", heartbeat, 1, 60_000)?;
+    in_range("suspicion_ms", suspicion, 10, 600_000)?;
+    if suspicion < heartbeat.saturating_mul(3) {
+        return Err(ConfigError::Suspicion {
+            suspicion,
+            heartbeat,
+        });
+    }
+    Ok(())
+}
+
+fn check_exposed(address: &ChannelAddress, insecure: bool) -> Result<(), ConfigError> {
+    if address.is_exposed() && !insecure {
+        return Err(ConfigError::Exposed {
+            address: address.clone(),
+        });
+    }
+    Ok(())
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    // It becomes part of ids, which allow fewer characters than a host name might have.
+    name.chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(64)
+        .collect()
+}
+
+fn runtime_dir() -> PathBuf {
+    PathBuf::from("/run/epochgate")
+}
+
+fn interval_ms() -> u64 {
+    25
+}
+
+fn max_in_flight() -> usize {
+    4
+}
+
+fn heartbeat_ms() -> u64 {
+    50
+}
+
+fn suspicion_ms() -> u64 {
+    300
+}

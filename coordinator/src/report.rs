@@ -1,0 +1,400 @@
+//! What source and standby tell the world: one report per event, and the status that follows from them.
+//!
+//! The loops only emit reports. Logs, the `--json` stream, the status socket and the demo's timeline are all made from
+//! them, so that they can't disagree. Fields are added, not renamed: scripts read them.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nbd_server::{Epoch, Generation};
+use serde::{Deserialize, Serialize};
+
+/// The pause of one checkpoint, part by part, in microseconds. Scan, copy, seal and device state overlap, so the parts
+/// add up to more than `total`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// QMP `stop` until its answer: the guest's I/O is drained.
+    pub stop: u64,
+    /// Sealing the epoch at the gateway.
+    pub seal: u64,
+    /// Finding the dirty pages.
+    pub scan: u64,
+    /// Copying them out.
+    pub copy: u64,
+    /// Taking the device state.
+    pub device_state: u64,
+    /// QMP `cont` until its answer.
+    pub resume: u64,
+    /// From `stop` being sent to the guest running again.
+    pub total: u64,
+}
+
+/// Something that happened at a source or a standby.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Report {
+    /// Source: the VM runs, in sync mode.
+    VmStarted {
+        /// Its name.
+        vm: String,
+        /// Process id of its QEMU.
+        pid: u32,
+        /// Version of QEMU.
+        qemu: String,
+        /// Which dirty tracker runs: `pagemap` or `hash`.
+        dirty_tracker: String,
+        /// Generation of the group.
+        generation: Generation,
+        /// Size of the guest's RAM in bytes.
+        ram_bytes: u64,
+    },
+    /// Source: no standby answers; the VM runs on unprotected.
+    SeekingStandby {
+        /// What the last attempt said.
+        reason: String,
+    },
+    /// Source: a standby is ready for the first copy.
+    StandbyJoined {
+        /// Its id.
+        standby: String,
+    },
+    /// Source: progress of the first copy.
+    FirstCopy {
+        /// Bytes of RAM looked at.
+        done: u64,
+        /// Bytes of RAM in all.
+        total: u64,
+        /// Bytes sent (zero pages are not).
+        sent: u64,
+    },
+    /// Source: the first checkpoint is committed; from now on the VM survives the loss of this host.
+    Protected {
+        /// The standby that holds the memory.
+        standby: String,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Source: a checkpoint is captured and the guest runs on.
+    Captured {
+        /// Its epoch.
+        epoch: Epoch,
+        /// The pause.
+        pause_us: Pause,
+        /// Dirty bytes of guest RAM.
+        dirty_bytes: u64,
+        /// Bytes of device state.
+        device_bytes: u64,
+        /// Bytes the guest wrote to its disks in this epoch.
+        disk_bytes: u64,
+        /// Bytes of all its frames.
+        wire_bytes: u64,
+    },
+    /// Source: commit record durable.
+    Committed {
+        /// Its epoch.
+        epoch: Epoch,
+        /// From capture to COMMIT 1, in microseconds.
+        commit1_us: u64,
+        /// From COMMIT 1 to the durable record, in microseconds.
+        commit2_us: u64,
+    },
+    /// Source: the record could not be written now.
+    CommitFailed {
+        /// Its epoch.
+        epoch: Epoch,
+        /// The gateway's reason.
+        reason: String,
+    },
+    /// Source: the standby is lost; the gateway is being drained to sync mode.
+    StandbyLost {
+        /// Why it is taken for lost.
+        reason: String,
+    },
+    /// Source: the VM runs in sync mode and is not protected.
+    Unprotected {
+        /// Last committed epoch.
+        epoch: Epoch,
+    },
+    /// Source: the gateway does not answer; the guest's disk I/O waits.
+    GatewayLost {
+        /// What the last attempt said.
+        reason: String,
+    },
+    /// Source: the gateway is back and the generation is still ours.
+    GatewayBack,
+    /// Source: another generation owns the disks; the VM here is stopped.
+    Fenced {
+        /// Why.
+        reason: String,
+    },
+    /// The VM does not run here any more.
+    VmEnded {
+        /// Why.
+        reason: String,
+        /// The guest powered off or was stopped by the operator.
+        planned: bool,
+    },
+    /// Standby: ready for a source.
+    Listening {
+        /// Its id.
+        standby: String,
+        /// Address of the checkpoint channel.
+        address: String,
+    },
+    /// Standby: a source was turned away.
+    SourceRefused {
+        /// Why.
+        reason: String,
+    },
+    /// Standby: a source sends its VM.
+    SourceJoined {
+        /// The source's id.
+        source: String,
+        /// Its generation.
+        generation: Generation,
+        /// Process id of the standby QEMU.
+        pid: u32,
+    },
+    /// Standby: checkpoint held (COMMIT 1 acknowledged).
+    Held {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Standby: merged after COMMIT 3.
+    Merged {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Standby: the source is taken for lost.
+    SourceLost {
+        /// How that was found.
+        reason: String,
+    },
+    /// Standby: the gateway does not answer the takeover; it is tried again.
+    TakeoverWaits {
+        /// What the last attempt said.
+        reason: String,
+    },
+    /// Standby: the generation is raised, the disks are ours.
+    TakenOver {
+        /// The new generation.
+        generation: Generation,
+        /// E, the last committed epoch.
+        epoch: Epoch,
+    },
+    /// Standby: the guest goes on.
+    Resumed {
+        /// E.
+        epoch: Epoch,
+        /// Asking the gateway, in microseconds.
+        takeover_us: u64,
+        /// Merging what was verified and not merged, in microseconds.
+        merge_us: u64,
+        /// Loading the device state and letting the guest run, in microseconds.
+        resume_us: u64,
+    },
+    /// Standby: what it held is dropped.
+    Discarded {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A report with the time at which it was made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// Microseconds since 1970, by the clock of the host.
+    pub t_us: u64,
+    /// The report.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// Where reports go. Must not block: it is called beside the pause.
+pub type Reporter = Arc<dyn Fn(Stamped) + Send + Sync>;
+
+/// Microseconds since 1970.
+pub fn now_us() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Emits a report now.
+pub(crate) fn emit(reporter: &Reporter, report: Report) {
+    reporter(Stamped {
+        t_us: now_us(),
+        report,
+    });
+}
+
+/// Whether and how a VM is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Not started yet, or waiting for a source.
+    Idle,
+    /// Runs, and a failure of this host ends it.
+    Unprotected,
+    /// The first copy is under way: not protected yet.
+    Filling,
+    /// A failure of this host is survived.
+    Protected,
+    /// A standby that receives.
+    Receiving,
+    /// A standby that takes over.
+    TakingOver,
+    /// Does not run here any more.
+    Ended,
+}
+
+/// The present state of a source or a standby, folded from its reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// `source` or `standby`.
+    pub role: String,
+    /// The VM.
+    pub vm: String,
+    /// What it is up to.
+    pub state: State,
+    /// Process id of its QEMU.
+    pub qemu_pid: Option<u32>,
+    /// Version of QEMU.
+    pub qemu: Option<String>,
+    /// The dirty tracker.
+    pub dirty_tracker: Option<String>,
+    /// Generation of the group.
+    pub generation: Option<Generation>,
+    /// The other side.
+    pub peer: Option<String>,
+    /// Last committed epoch that is known here.
+    pub committed: Option<Epoch>,
+    /// Epochs captured or verified, and not committed or merged.
+    pub in_flight: u64,
+    /// The last pause.
+    pub pause_us: Option<Pause>,
+    /// Bytes of the last checkpoint on the wire.
+    pub wire_bytes: Option<u64>,
+    /// The last thing that an operator should know.
+    pub message: Option<String>,
+}
+
+impl Status {
+    /// The status before the first report.
+    pub fn new(role: &str, vm: &str) -> Self {
+        Self {
+            role: role.to_owned(),
+            vm: vm.to_owned(),
+            state: State::Idle,
+            qemu_pid: None,
+            qemu: None,
+            dirty_tracker: None,
+            generation: None,
+            peer: None,
+            committed: None,
+            in_flight: 0,
+            pause_us: None,
+            wire_bytes: None,
+            message: None,
+        }
+    }
+
+    /// Takes one report into account.
+    pub fn apply(&mut self, report: &Report) {
+        match report {
+            Report::VmStarted {
+                pid,
+                qemu,
+                dirty_tracker,
+                generation,
+                ..
+            } => {
+                self.state = State::Unprotected;
+                self.qemu_pid = Some(*pid);
+                self.qemu = Some(qemu.clone());
+                self.dirty_tracker = Some(dirty_tracker.clone());
+                self.generation = Some(*generation);
+            }
+            Report::SeekingStandby { reason } => self.message = Some(reason.clone()),
+            Report::StandbyJoined { standby } => {
+                self.peer = Some(standby.clone());
+                self.state = State::Filling;
+            }
+            Report::FirstCopy { .. } | Report::GatewayBack | Report::TakeoverWaits { .. } => {}
+            Report::Protected { epoch, .. } => {
+                self.state = State::Protected;
+                self.committed = Some(*epoch);
+                self.message = None;
+            }
+            Report::Captured {
+                pause_us,
+                wire_bytes,
+                ..
+            } => {
+                self.in_flight += 1;
+                self.pause_us = Some(*pause_us);
+                self.wire_bytes = Some(*wire_bytes);
+            }
+            Report::Committed { epoch, .. } => {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                self.committed = Some(*epoch);
+            }
+            Report::CommitFailed { reason, .. } | Report::GatewayLost { reason } => {
+                self.message = Some(reason.clone());
+            }
+            Report::StandbyLost { reason } => {
+                self.state = State::Unprotected;
+                self.peer = None;
+                self.in_flight = 0;
+                self.message = Some(reason.clone());
+            }
+            Report::Unprotected { epoch } => {
+                self.state = State::Unprotected;
+                self.committed = Some(*epoch);
+            }
+            Report::Fenced { reason } | Report::VmEnded { reason, .. } => {
+                self.state = State::Ended;
+                self.qemu_pid = None;
+                self.message = Some(reason.clone());
+            }
+            Report::Listening { .. } => self.state = State::Idle,
+            Report::SourceRefused { reason } => self.message = Some(reason.clone()),
+            Report::SourceJoined {
+                source,
+                generation,
+                pid,
+            } => {
+                self.state = State::Receiving;
+                self.peer = Some(source.clone());
+                self.generation = Some(*generation);
+                self.qemu_pid = Some(*pid);
+            }
+            Report::Held { .. } => self.in_flight += 1,
+            Report::Merged { epoch } => {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                self.committed = Some(*epoch);
+            }
+            Report::SourceLost { reason } => {
+                self.state = State::TakingOver;
+                self.peer = None;
+                self.message = Some(reason.clone());
+            }
+            Report::TakenOver { generation, epoch } => {
+                self.generation = Some(*generation);
+                self.committed = Some(*epoch);
+            }
+            Report::Resumed { .. } => {
+                self.role = "source".to_owned();
+                self.state = State::Unprotected;
+                self.in_flight = 0;
+            }
+            Report::Discarded { reason } => {
+                self.state = State::Idle;
+                self.qemu_pid = None;
+                self.peer = None;
+                self.in_flight = 0;
+                self.message = Some(reason.clone());
+            }
+        }
+    }
+}
