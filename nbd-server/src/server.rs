@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 pub use address::{BoundAddress, ListenAddress, ParseAddressError};
 pub use listener::ListenError;
+pub(crate) use listener::{SocketFile, bind_for_owner};
 
 use crate::connection::{self, Context, Socket, Workers};
 use crate::export::ExportDirectory;

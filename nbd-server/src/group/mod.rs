@@ -1,9 +1,297 @@
 //! Groups: all disks of one VM, whose writes are held in epochs and committed together.
+//!
+//! ```text
+//!   NBD connection ─▶ disk_export ─▶ disk: gate, open epoch ─ seal ─▶ sealed epochs ─▶ committed epochs ─▶ image
+//!                                     (overlay)                          │                 │            ▲
+//!   control API ─▶ Group ─▶ barriers ─▶ effects                      committer ─▶ log   applier ────────┘
+//! ```
+//!
+//! [`barriers`] decides, `shared` carries the decisions to the disks, the committer thread alone touches the log, the
+//! applier thread alone brings epochs into the images. A write takes the lock of its disk and nothing else.
 
+mod applier;
 pub mod barriers;
 mod bell;
 mod budget;
+mod committer;
+pub mod directory;
+mod disk;
+mod disk_export;
+mod error;
+mod image;
+mod open;
 pub mod overlay;
 mod refusal;
+mod shared;
+mod status;
 
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use epoch_log::{Epoch, Generation};
+use tokio::sync::{broadcast, oneshot};
+
+use crate::control::api::Event;
+use crate::export::{Cutter, ExportInfo};
+use barriers::{Admission, Input};
+use disk::{Disk, Rights};
+use shared::{Entry, Job, Shared};
+
+pub use disk_export::DiskExport;
+pub use error::GroupError;
+pub use image::{Image, ImageError};
+pub use open::{DiskConfig, GroupConfig, GroupMode, OpenError, Progress, valid_name};
 pub use refusal::Refusal;
+pub use shared::Answer;
+
+/// An epoch is sealed over all disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealed {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Bytes of guest data in it.
+    pub bytes: u64,
+    /// This seal led from sync mode to async mode, so the epoch is empty.
+    pub empty_first: bool,
+}
+
+/// A group and its two threads. Dropping it without [`Group::stop`] is like a crash: what is not committed is lost.
+#[derive(Debug)]
+pub struct Group {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Group {
+    /// The group's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Names of the disks, in their order.
+    pub fn disk_names(&self) -> impl Iterator<Item = &str> {
+        self.shared.disks.iter().map(|disk| disk.name.as_str())
+    }
+
+    /// Makes a decision that may have to be durable, and waits until it is. For all inputs but [`Input::Seal`], see
+    /// [`Group::seal`], and [`Input::Park`], see [`Group::park`].
+    ///
+    /// # Errors
+    /// [`GroupError`]; the request may be carried out all the same if the future is dropped.
+    pub async fn request(&self, input: Input) -> Result<Answer, GroupError> {
+        self.send(input).await.unwrap_or(Err(GroupError::Stopping))
+    }
+
+    /// The same for threads without a runtime. Panics inside of one.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub fn request_blocking(&self, input: Input) -> Result<Answer, GroupError> {
+        self.send(input)
+            .blocking_recv()
+            .unwrap_or(Err(GroupError::Stopping))
+    }
+
+    fn send(&self, input: Input) -> oneshot::Receiver<Result<Answer, GroupError>> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.tell(Job::Request(input, reply));
+        answer
+    }
+
+    /// Cuts all disks: see [`Input::Seal`]. Waits for no disk, but in sync mode for the writes that are under way.
+    ///
+    /// # Errors
+    /// [`GroupError::Refused`]; with [`Refusal::Busy`] it can be tried again.
+    pub fn try_seal(&self, generation: Generation) -> Result<Sealed, GroupError> {
+        let mut core = self.shared.core();
+        let held_before = core.barriers.open().is_some();
+        self.shared.step(&mut core, Input::Seal { generation })?;
+        let epoch = core.barriers.sealed();
+        let bytes = core.cuts.back().map_or(0, |cut| {
+            cut.overlays
+                .iter()
+                .map(|overlay| overlay.data_bytes())
+                .sum()
+        });
+        Ok(Sealed {
+            epoch,
+            bytes,
+            empty_first: !held_before,
+        })
+    }
+
+    /// [`Group::try_seal`], waiting while the group changes its owner or mode.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub fn seal(&self, generation: Generation) -> Result<Sealed, GroupError> {
+        loop {
+            let ticket = self.shared.bell.ticket();
+            match self.try_seal(generation) {
+                Err(GroupError::Refused(Refusal::Busy)) if !self.shared.is_stopping() => {
+                    self.shared.bell.wait_past(ticket);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Lets the attachments of `standby` in.
+    ///
+    /// # Errors
+    /// [`GroupError::Refused`].
+    pub fn park(&self, standby: &str) -> Result<(), GroupError> {
+        let mut core = self.shared.core();
+        Ok(self.shared.step(
+            &mut core,
+            Input::Park {
+                standby: standby.to_owned(),
+            },
+        )?)
+    }
+
+    /// Lets writes in that wait for memory, until the next seal.
+    ///
+    /// # Errors
+    /// [`GroupError::Refused`] if `generation` is over.
+    pub fn relieve(&self, generation: Generation) -> Result<Epoch, GroupError> {
+        let core = self.shared.core();
+        core.barriers.check_owner(generation)?;
+        self.shared.budget.relieve();
+        Ok(core.barriers.committed())
+    }
+
+    /// The events from now on, if `generation` is current.
+    ///
+    /// # Errors
+    /// [`GroupError::Refused`] if it is not.
+    pub fn subscribe(
+        &self,
+        generation: Generation,
+    ) -> Result<broadcast::Receiver<Event>, GroupError> {
+        let core = self.shared.core();
+        core.barriers.check_generation(generation)?;
+        Ok(self.shared.events.subscribe())
+    }
+
+    /// The fencing event for an owner of `generation`, if that is over.
+    pub fn fenced_since(&self, generation: Generation) -> Option<Event> {
+        let core = self.shared.core();
+        let current = core.barriers.generation();
+        (current != generation).then(|| Event::Fenced {
+            generation: current,
+            owner: core.barriers.owner().map(str::to_owned),
+        })
+    }
+
+    /// What a client of `disk` is told; `instance` is what follows the `@`. None: there is no such disk.
+    ///
+    /// # Errors
+    /// [`Refusal`] if the instance is not let in.
+    pub fn describe(
+        &self,
+        disk: &str,
+        instance: Option<&str>,
+    ) -> Option<Result<ExportInfo, Refusal>> {
+        let disk = self.shared.disks.iter().find(|other| other.name == disk)?;
+        let admission = self.shared.core().barriers.admit(instance);
+        Some(admission.map(|admission| self.info(disk, instance, admission)))
+    }
+
+    /// Attaches a connection to `disk`. None: there is no such disk.
+    ///
+    /// # Errors
+    /// [`Refusal`] if the instance is not let in.
+    pub fn attach(
+        &self,
+        disk: &str,
+        instance: Option<&str>,
+        cutter: Cutter,
+    ) -> Option<Result<DiskExport, Refusal>> {
+        let disk = self.shared.disks.iter().find(|other| other.name == disk)?;
+        let mut core = self.shared.core();
+        let admission = match core.barriers.admit(instance) {
+            Ok(admission) => admission,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let generation = core.barriers.generation();
+        let rights = Arc::new(match admission {
+            Admission::Plain { writable } => Rights::of(generation, writable),
+            Admission::Source => Rights::of(generation, true),
+            Admission::Parked => Rights::parked(),
+        });
+        let number = core.next_entry;
+        core.next_entry += 1;
+        let instance_name = instance.map(str::to_owned);
+        core.entries.insert(
+            number,
+            Entry {
+                instance: instance_name,
+                rights: Arc::clone(&rights),
+                cutter,
+            },
+        );
+        drop(core);
+        let info = self.info(disk, instance, admission);
+        Some(Ok(DiskExport::new(
+            Arc::clone(&self.shared),
+            Arc::clone(disk),
+            rights,
+            number,
+            info,
+        )))
+    }
+
+    fn info(&self, disk: &Disk, instance: Option<&str>, admission: Admission) -> ExportInfo {
+        let what = match admission {
+            Admission::Plain { writable: true } => "",
+            Admission::Plain { writable: false } => {
+                ", committed state, read-only while a source owns it"
+            }
+            Admission::Source => ", of the source",
+            Admission::Parked => ", committed state until the takeover, of the standby",
+        };
+        let who = instance.map(|id| format!(" {id}")).unwrap_or_default();
+        ExportInfo {
+            // A parked attachment is writable after the takeover, on the same connection.
+            read_only: disk.read_only || admission == Admission::Plain { writable: false },
+            description: format!(
+                "disk {} of group {}{what}{who}",
+                disk.name, self.shared.name
+            ),
+            ..ExportInfo::full(disk.image.size())
+        }
+    }
+
+    /// Ends all waiting requests: the gateway is about to stop.
+    pub fn stop_waiting(&self) {
+        self.shared.stop_waiting();
+    }
+
+    /// Stops in order. A group without a source commits and applies what it holds and closes its log; what a source
+    /// has not committed is lost, and the source fenced at the next start.
+    /// To call it again does nothing.
+    pub fn stop(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, orderly: bool) {
+        self.shared.stop_waiting();
+        self.shared.tell(Job::Stop { orderly });
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic of it has been reported by itself.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}
+
+/// The channels of a group's threads.
+type Channels<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);

@@ -83,8 +83,7 @@ impl Listener {
         };
         match address {
             ListenAddress::Unix(path) => {
-                remove_stale(path)?;
-                let (listener, file) = bind_unix(path).map_err(system)?;
+                let (listener, file) = bind_for_owner(path)?;
                 let socket = Kind::Unix {
                     listener,
                     _file: file,
@@ -176,6 +175,15 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
 }
 
+/// A unix socket that its owner alone may use, in the place of a dead server's.
+pub(crate) fn bind_for_owner(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+    remove_stale(path)?;
+    bind_unix(path).map_err(|source| ListenError::System {
+        address: format!("unix:{}", path.display()),
+        source,
+    })
+}
+
 fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -190,7 +198,7 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
 
 /// The socket's file. It is removed on drop, if it is still this one and not that of a server which has replaced this one.
 #[derive(Debug)]
-struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,

@@ -37,8 +37,8 @@ impl Barriers {
         }
         match outcome {
             LogOutcome::Done => self.complete(&purpose, &mut effects),
-            LogOutcome::Full if purpose == Purpose::Switch => self.undo_switch(&mut effects),
-            LogOutcome::Full => {}
+            LogOutcome::Retry if purpose == Purpose::Switch => self.undo_switch(&mut effects),
+            LogOutcome::Retry => {}
             LogOutcome::Broken => self.broken = true,
         }
         effects.push(Effect::Gate(self.gate()));

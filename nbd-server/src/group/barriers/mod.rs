@@ -553,7 +553,7 @@ impl Barriers {
         }
     }
 
-    fn check_generation(&self, given: Generation) -> Result<(), Refusal> {
+    pub(super) fn check_generation(&self, given: Generation) -> Result<(), Refusal> {
         if given == self.generation {
             return Ok(());
         }
@@ -564,7 +564,7 @@ impl Barriers {
         })
     }
 
-    fn check_owner(&self, given: Generation) -> Result<(), Refusal> {
+    pub(super) fn check_owner(&self, given: Generation) -> Result<(), Refusal> {
         self.check_generation(given)?;
         if self.owner.is_some() {
             Ok(())

@@ -74,8 +74,8 @@ pub enum Input {
 pub enum LogOutcome {
     /// All are durable.
     Done,
-    /// The file system is full: it can be tried again.
-    Full,
+    /// The log has no space: it can be tried again.
+    Retry,
     /// The log can't be used any more.
     Broken,
 }

@@ -1,0 +1,537 @@
+//! The one thread that touches a group's log: whatever must be durable is done here, one after the other.
+//!
+//! After a seal it appends the epoch's data in the background, in steps, so that a commit that comes meanwhile doesn't
+//! wait for a long append of a later epoch. COMMIT 2 is then a flush of the data and the commit record.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use epoch_log::{Epoch, EpochLog, Extent, LogError};
+use tokio::sync::oneshot;
+
+use super::applier::log_content;
+use super::barriers::{Gate, Input, LogOp, LogOutcome, Phase};
+use super::error::{GroupError, Part, with_sources};
+use super::shared::{Answer, Cut, Job, Reply, Shared};
+use crate::export::IoError;
+use crate::failpoint;
+
+/// Data appended at once in the background: a commit waits at most for this much.
+const APPEND_STEP: u64 = 4 << 20;
+/// Extents appended at once, for the same reason.
+const APPEND_EXTENTS: usize = 4096;
+/// Pause before something that failed for lack of space is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+/// Longest wait for the images when the gateway stops in order; what is not applied by then is applied at the next start.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How far an epoch's data is in the log.
+#[derive(Debug)]
+struct Appending {
+    cut: Arc<Cut>,
+    disk: usize,
+    offset: u64,
+    done: bool,
+}
+
+/// The committer.
+#[derive(Debug)]
+pub struct Committer {
+    shared: Arc<Shared>,
+    log: EpochLog,
+    jobs: Receiver<Job>,
+    inbox: VecDeque<Job>,
+    interval: Duration,
+    appending: VecDeque<Appending>,
+    /// Not before this is what failed tried again.
+    retry_at: Option<Instant>,
+    next_self_commit: Instant,
+    /// Applied, but the log does not say so yet.
+    applied: Option<Epoch>,
+    drain_waiters: Vec<(Input, Reply)>,
+    flushers: Vec<oneshot::Sender<Result<(), IoError>>>,
+    stop: Option<Instant>,
+}
+
+impl Committer {
+    /// A committer that owns `log`. `interval`: how often a group without a source commits by itself.
+    pub fn new(
+        shared: Arc<Shared>,
+        log: EpochLog,
+        jobs: Receiver<Job>,
+        interval: Duration,
+    ) -> Self {
+        Self {
+            shared,
+            log,
+            jobs,
+            inbox: VecDeque::new(),
+            interval,
+            appending: VecDeque::new(),
+            retry_at: None,
+            next_self_commit: Instant::now() + interval,
+            applied: None,
+            drain_waiters: Vec::new(),
+            flushers: Vec::new(),
+            stop: None,
+        }
+    }
+
+    /// Does what the barriers want done before anyone is let in.
+    ///
+    /// # Errors
+    /// What the log said.
+    pub fn start(&mut self) -> Result<(), GroupError> {
+        self.settle()?;
+        let mut core = self.shared.core();
+        let generation = core.barriers.generation();
+        for disk in &self.shared.disks {
+            let mut state = disk.lock();
+            state.generation = generation;
+            state.gate = core.barriers.gate();
+        }
+        // Nobody listened, and nobody was attached.
+        core.entries.clear();
+        Ok(())
+    }
+
+    /// Works until it is told to stop.
+    pub fn run(mut self) {
+        loop {
+            self.background();
+            if self.may_stop() {
+                return self.close();
+            }
+            match self.next_job() {
+                Some(Job::Stop { orderly: false }) => return self.abandon(),
+                Some(Job::Stop { orderly: true }) => self.begin_stop(),
+                Some(job) => self.handle(job),
+                None => {}
+            }
+        }
+    }
+
+    /// What nobody asked for and is due.
+    fn background(&mut self) {
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        self.retry_at = None;
+        if self.settle().is_err() || self.note_applied().is_err() {
+            self.retry_later();
+        }
+        self.answer_drained();
+        if !self.flushers.is_empty() {
+            self.flush();
+        } else if Instant::now() >= self.next_self_commit && self.self_commit().is_err() {
+            self.retry_later();
+        }
+        // Until the next retry an append that found no space rests; a commit tries again at once.
+        if self.retry_at.is_none() && self.append_step(Epoch(u64::MAX)).is_err() {
+            self.retry_later();
+        }
+    }
+
+    fn retry_later(&mut self) {
+        self.retry_at = Some(Instant::now() + RETRY);
+    }
+
+    /// The next job; none when something in the background is due.
+    fn next_job(&mut self) -> Option<Job> {
+        loop {
+            match self.jobs.try_recv() {
+                Ok(Job::Flush(flusher)) => self.flushers.push(flusher),
+                Ok(job) => self.inbox.push_back(job),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        if let Some(job) = self.inbox.pop_front() {
+            return Some(job);
+        }
+        if self.retry_at.is_none()
+            && (!self.flushers.is_empty() || self.appending.iter().any(|a| !a.done))
+        {
+            return None;
+        }
+        let due = self.retry_at.unwrap_or(self.next_self_commit);
+        match self
+            .jobs
+            .recv_timeout(due.saturating_duration_since(Instant::now()))
+        {
+            Ok(job) => Some(job),
+            Err(RecvTimeoutError::Timeout) => None,
+            // The group is gone without a word.
+            Err(RecvTimeoutError::Disconnected) => Some(Job::Stop { orderly: false }),
+        }
+    }
+
+    fn handle(&mut self, job: Job) {
+        match job {
+            Job::Request(input, reply) => self.request(input, reply),
+            Job::Sealed => self.follow_cuts(),
+            Job::Flush(flusher) => self.flushers.push(flusher),
+            Job::Pressure => {
+                if self.self_commit().is_err() {
+                    self.retry_later();
+                }
+            }
+            Job::WriteWaits => {
+                // Never refused.
+                let _ = self.step(Input::WriteWaits);
+            }
+            Job::Applied(epoch) => {
+                self.applied = Some(epoch);
+                // Applying freed nothing yet; saying so may free segments.
+                self.retry_at = None;
+            }
+            Job::Stop { .. } => {}
+        }
+    }
+
+    fn request(&mut self, input: Input, reply: Reply) {
+        let drains = matches!(input, Input::DrainToSync { .. } | Input::Detach { .. });
+        match self.decide(input.clone()) {
+            Ok(_) if drains => self.drain_waiters.push((input, reply)),
+            // The caller may be gone.
+            outcome => drop(reply.send(outcome)),
+        }
+    }
+
+    fn decide(&mut self, input: Input) -> Result<Answer, GroupError> {
+        self.perform_outstanding()?;
+        if matches!(input, Input::AttachSource { .. }) {
+            // What clients of a group without a source were told is written, shall be there when the VM starts.
+            self.self_commit()?;
+        }
+        self.step(input)?;
+        self.perform_outstanding()?;
+        Ok(self.answer())
+    }
+
+    fn answer(&self) -> Answer {
+        let core = self.shared.core();
+        Answer {
+            generation: core.barriers.generation(),
+            committed: core.barriers.committed(),
+        }
+    }
+
+    fn step(&self, input: Input) -> Result<(), GroupError> {
+        let mut core = self.shared.core();
+        Ok(self.shared.step(&mut core, input)?)
+    }
+
+    /// Carries out outstanding log operations and the steps that the barriers take by themselves, until there are none.
+    fn settle(&mut self) -> Result<(), GroupError> {
+        loop {
+            self.perform_outstanding()?;
+            self.step(Input::Advance)?;
+            if self.shared.core().barriers.outstanding().is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn perform_outstanding(&mut self) -> Result<(), GroupError> {
+        let ops = match self.shared.core().barriers.outstanding() {
+            Some(ops) => ops.to_vec(),
+            None => return Ok(()),
+        };
+        let mut done = 0;
+        let mut failure = None;
+        for op in &ops {
+            match self.perform(op) {
+                Ok(()) => done += 1,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        let outcome = match &failure {
+            None => LogOutcome::Done,
+            Some(error) if is_full(error) => LogOutcome::Retry,
+            Some(_) => LogOutcome::Broken,
+        };
+        self.step(Input::LogDone { done, outcome })?;
+        self.follow_cuts();
+        let Some(error) = failure else {
+            self.shared.clear_error(Part::Log);
+            return Ok(());
+        };
+        if outcome == LogOutcome::Retry && ops.iter().any(|op| matches!(op, LogOp::SetMode(_))) {
+            // A switch to async mode that is taken back must leave nothing behind.
+            self.log.abort()?;
+        }
+        self.shared.note_error(Part::Log, with_sources(&error));
+        for (_, waiter) in self.drain_waiters.drain(..) {
+            drop(waiter.send(Err(error.clone())));
+        }
+        if outcome == LogOutcome::Broken {
+            self.fail_flushers(IoError::Io);
+        }
+        Err(error)
+    }
+
+    fn perform(&mut self, op: &LogOp) -> Result<(), GroupError> {
+        match op {
+            LogOp::SyncImages => {
+                for disk in self.shared.disks.iter().filter(|disk| !disk.read_only) {
+                    disk.image.sync().map_err(|e| {
+                        let path = disk.image.path().display();
+                        GroupError::Image(format!(
+                            "the image {path} can't be flushed: {e}; check its storage"
+                        ))
+                    })?;
+                }
+                Ok(())
+            }
+            LogOp::Commit { epoch, standby } => self.commit(*epoch, standby.as_deref()),
+            LogOp::RaiseGeneration { owner, reason } => {
+                failpoint::hit("gateway-before-generation");
+                self.log.raise_generation(owner.as_deref(), reason)?;
+                failpoint::hit("gateway-after-generation");
+                // What was appended for the last owner is void, also in the log.
+                self.appending.clear();
+                Ok(())
+            }
+            LogOp::SetMode(mode) => Ok(self.log.set_mode(mode.clone())?),
+        }
+    }
+
+    fn commit(&mut self, epoch: Epoch, standby: Option<&str>) -> Result<(), GroupError> {
+        self.follow_cuts();
+        while self.append_step(epoch)? {}
+        self.log.sync_data()?;
+        failpoint::hit("gateway-after-data-sync");
+        failpoint::hit("gateway-before-commit-record");
+        let generation = self.log.state().generation;
+        self.log.commit(generation, epoch, standby)?;
+        failpoint::hit("gateway-after-commit-record");
+        self.appending
+            .retain(|appending| appending.cut.epoch > epoch);
+        Ok(())
+    }
+
+    /// Appends exactly what is sealed now: forgets cuts that were dropped, takes in new ones.
+    fn follow_cuts(&mut self) {
+        let core = self.shared.core();
+        let committed = core.barriers.committed();
+        self.appending
+            .retain(|appending| core.cuts.iter().any(|cut| Arc::ptr_eq(cut, &appending.cut)));
+        for cut in core.cuts.iter().filter(|cut| cut.epoch > committed) {
+            if !self
+                .appending
+                .iter()
+                .any(|appending| Arc::ptr_eq(cut, &appending.cut))
+            {
+                self.appending.push_back(Appending {
+                    cut: Arc::clone(cut),
+                    disk: 0,
+                    offset: 0,
+                    done: false,
+                });
+            }
+        }
+    }
+
+    /// Appends the next step of the first epoch, up to `last`, that is not in the log; false if there is none.
+    fn append_step(&mut self, last: Epoch) -> Result<bool, LogError> {
+        let next = self
+            .appending
+            .iter_mut()
+            .find(|appending| !appending.done && appending.cut.epoch <= last);
+        let Some(appending) = next else {
+            return Ok(false);
+        };
+        let cut = Arc::clone(&appending.cut);
+        let (mut disk, mut offset) = (appending.disk, appending.offset);
+        let mut extents = Vec::new();
+        let mut bytes = 0;
+        'full: while let Some(overlay) = cut.overlays.get(disk) {
+            for (at, len, content) in overlay.iter_from(offset) {
+                if bytes >= APPEND_STEP || extents.len() >= APPEND_EXTENTS {
+                    break 'full;
+                }
+                let content = log_content(content);
+                if let epoch_log::Content::Data(_) = content {
+                    bytes += len;
+                }
+                extents.push(Extent {
+                    disk: disk_number(disk),
+                    offset: at,
+                    len,
+                    content,
+                });
+                offset = at + len;
+            }
+            disk += 1;
+            offset = 0;
+        }
+        if !extents.is_empty() {
+            let generation = self.log.state().generation;
+            self.log.append(generation, cut.epoch, &extents)?;
+        }
+        (appending.disk, appending.offset) = (disk, offset);
+        if disk == cut.overlays.len() {
+            appending.done = true;
+            failpoint::hit("gateway-after-append");
+        }
+        Ok(true)
+    }
+
+    /// Seals and commits what a group without a source holds. Does nothing for one with a source.
+    fn self_commit(&mut self) -> Result<(), GroupError> {
+        self.next_self_commit = Instant::now() + self.interval;
+        self.perform_outstanding()?;
+        {
+            let mut core = self.shared.core();
+            let mine = core.barriers.owner().is_none() && core.barriers.phase() == Phase::Held;
+            if !mine {
+                return Ok(());
+            }
+            if self.shared.disks.iter().any(|disk| !disk.open_is_empty()) {
+                self.shared.step(&mut core, Input::SelfSeal)?;
+            }
+        }
+        loop {
+            let (generation, next, sealed) = {
+                let barriers = &self.shared.core().barriers;
+                (
+                    barriers.generation(),
+                    barriers.committed().next(),
+                    barriers.sealed(),
+                )
+            };
+            if next > sealed {
+                return Ok(());
+            }
+            self.step(Input::Commit {
+                generation,
+                epoch: next,
+                standby: None,
+            })?;
+            self.perform_outstanding()?;
+        }
+    }
+
+    /// One commit for everyone who waits for a flush. With a full log they go on waiting.
+    fn flush(&mut self) {
+        let flushers = std::mem::take(&mut self.flushers);
+        match self.self_commit() {
+            Ok(()) => {
+                for flusher in flushers {
+                    let _ = flusher.send(Ok(()));
+                }
+            }
+            Err(error) => {
+                self.flushers = flushers;
+                if is_full(&error) {
+                    self.retry_later();
+                } else {
+                    self.fail_flushers(IoError::Io);
+                }
+            }
+        }
+    }
+
+    fn fail_flushers(&mut self, error: IoError) {
+        for flusher in self.flushers.drain(..) {
+            let _ = flusher.send(Err(error));
+        }
+    }
+
+    fn note_applied(&mut self) -> Result<(), GroupError> {
+        let Some(epoch) = self.applied else {
+            return Ok(());
+        };
+        if let Err(error) = self.log.mark_applied(epoch) {
+            self.shared.note_error(Part::Log, with_sources(&error));
+            if !matches!(error, LogError::Full { .. }) {
+                self.applied = None;
+            }
+            return Err(error.into());
+        }
+        failpoint::hit("gateway-after-mark-applied");
+        self.applied = None;
+        self.step(Input::Applied { epoch })?;
+        self.settle()
+    }
+
+    fn answer_drained(&mut self) {
+        let draining = matches!(
+            self.shared.core().barriers.phase(),
+            Phase::Draining { .. } | Phase::Backlog
+        );
+        if draining {
+            return;
+        }
+        for (input, waiter) in std::mem::take(&mut self.drain_waiters) {
+            // Another owner may have come meanwhile: asking again tells the caller. A detached one is always fenced.
+            let again = match input {
+                Input::DrainToSync { .. } => self.step(input),
+                _ => Ok(()),
+            };
+            let answer = self.answer();
+            drop(waiter.send(again.map(|()| answer)));
+        }
+    }
+
+    fn begin_stop(&mut self) {
+        // From here on the gate stays closed, see `Shared::perform`.
+        for disk in &self.shared.disks {
+            disk.lock().gate = Gate::Closed;
+        }
+        self.flush();
+        self.stop = Some(Instant::now() + STOP_PATIENCE);
+    }
+
+    fn may_stop(&self) -> bool {
+        let Some(deadline) = self.stop else {
+            return false;
+        };
+        let barriers = &self.shared.core().barriers;
+        barriers.applied() == barriers.committed()
+            || self.shared.has_error(Part::Image)
+            || self.shared.has_error(Part::Log)
+            || Instant::now() >= deadline
+    }
+
+    /// The orderly end. Under a source in async mode the open epoch goes with the process, so the log is not closed in
+    /// order: the next start fences the source.
+    fn close(mut self) {
+        let (lossless, name) = {
+            let barriers = &self.shared.core().barriers;
+            let holds = matches!(
+                barriers.phase(),
+                Phase::Held | Phase::Switching | Phase::Draining { .. }
+            );
+            let lossy =
+                holds && barriers.owner().is_some() || barriers.sealed() > barriers.committed();
+            (!lossy, self.shared.name.clone())
+        };
+        self.fail_flushers(IoError::Shutdown);
+        if lossless && let Err(error) = self.log.close_clean() {
+            tracing::warn!(
+                group = name,
+                "the epoch log was not closed in order: {}",
+                with_sources(&error)
+            );
+        }
+    }
+
+    fn abandon(mut self) {
+        self.fail_flushers(IoError::Shutdown);
+    }
+}
+
+fn is_full(error: &GroupError) -> bool {
+    matches!(error, GroupError::Log(error) if matches!(error.as_ref(), LogError::Full { .. }))
+}
+
+/// Number of a disk in the log; the number of disks was checked when the log was opened.
+fn disk_number(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}

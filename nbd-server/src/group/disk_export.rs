@@ -1,0 +1,152 @@
+//! One connection to one disk of a group, as the NBD half of the crate sees it. All it decides is when to wait; what is
+//! allowed is behind [`Rights`] and the disk's gate.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::barriers::{FlushRule, Gate};
+use super::budget::Fill;
+use super::disk::{Attempt, Change, Disk, Rights};
+use super::shared::{Job, Shared};
+use crate::export::{Export, ExportInfo, IoError};
+
+/// One attachment.
+#[derive(Debug)]
+pub struct DiskExport {
+    shared: Arc<Shared>,
+    disk: Arc<Disk>,
+    rights: Arc<Rights>,
+    entry: u64,
+    info: ExportInfo,
+}
+
+impl DiskExport {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        disk: Arc<Disk>,
+        rights: Arc<Rights>,
+        entry: u64,
+        info: ExportInfo,
+    ) -> Self {
+        Self {
+            shared,
+            disk,
+            rights,
+            entry,
+            info,
+        }
+    }
+
+    /// Writes if that needs no waiting.
+    fn attempt(&self, offset: u64, change: &Change, may_block: bool) -> Result<Attempt, IoError> {
+        let attempt = self.disk.write(&self.rights, offset, change, may_block)?;
+        let held = match attempt {
+            Attempt::Held(gate) => gate,
+            // A pause in writing must not hide that memory is short: whoever waits says so too.
+            Attempt::OverBudget(gate) => gate,
+            Attempt::Through | Attempt::Closed | Attempt::WouldBlock => return Ok(attempt),
+        };
+        if self.shared.budget.fill() == Fill::Pressed {
+            self.shared
+                .press(held != Gate::Held(FlushRule::SelfCommits));
+        }
+        Ok(attempt)
+    }
+
+    fn change(&self, offset: u64, change: &Change, fua: bool) -> Result<(), IoError> {
+        loop {
+            let ticket = self.shared.bell.ticket();
+            match self.attempt(offset, change, true)? {
+                Attempt::Through | Attempt::Held(_) => break,
+                Attempt::Closed | Attempt::WouldBlock => self.shared.tell(Job::WriteWaits),
+                Attempt::OverBudget(_) => {}
+            }
+            self.wait(ticket)?;
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Waits until something about the group has changed.
+    fn wait(&self, ticket: u64) -> Result<(), IoError> {
+        if self.shared.is_stopping() {
+            return Err(IoError::Shutdown);
+        }
+        self.shared.bell.wait_past(ticket);
+        Ok(())
+    }
+
+    fn self_commit(&self) -> Result<(), IoError> {
+        let (flusher, done) = oneshot::channel();
+        self.shared.tell(Job::Flush(flusher));
+        done.blocking_recv().unwrap_or(Err(IoError::Shutdown))
+    }
+}
+
+impl Export for DiskExport {
+    fn info(&self) -> ExportInfo {
+        self.info.clone()
+    }
+
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, IoError> {
+        self.disk.try_read(&self.rights, offset, buf)
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        self.disk.read(&self.rights, offset, buf)
+    }
+
+    fn try_write(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError> {
+        if fua {
+            return Ok(false);
+        }
+        let attempt = self.attempt(offset, &Change::Data(data.clone()), false)?;
+        Ok(matches!(attempt, Attempt::Through | Attempt::Held(_)))
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError> {
+        self.change(offset, &Change::Data(data), fua)
+    }
+
+    fn flush(&self) -> Result<(), IoError> {
+        loop {
+            let ticket = self.shared.bell.ticket();
+            match self.disk.flush_gate(&self.rights)? {
+                None | Some(Gate::Held(FlushRule::Free)) => return Ok(()),
+                Some(Gate::Through) => return Ok(self.disk.image.sync()?),
+                Some(Gate::Held(FlushRule::SelfCommits)) => return self.self_commit(),
+                Some(Gate::Broken) => return Err(IoError::Io),
+                Some(Gate::Closed | Gate::Held(FlushRule::Waits)) => {
+                    self.shared.tell(Job::WriteWaits)
+                }
+            }
+            self.wait(ticket)?;
+        }
+    }
+
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), IoError> {
+        self.change(offset, &Change::Clear { len, trim: true }, fua)
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        _may_trim: bool,
+        fast: bool,
+        fua: bool,
+    ) -> Result<(), IoError> {
+        // In an epoch it is fast; an image may have to be written.
+        if fast && self.disk.flush_gate(&self.rights)? == Some(Gate::Through) {
+            return Err(IoError::NotSup);
+        }
+        self.change(offset, &Change::Clear { len, trim: false }, fua)
+    }
+}
+
+impl Drop for DiskExport {
+    fn drop(&mut self) {
+        self.shared.core().entries.remove(&self.entry);
+    }
+}

@@ -1,0 +1,396 @@
+//! Opening a group: images, log, recovery, threads.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use epoch_log::{DiskIdentity, EpochLog, LogError, LogOptions, Mode};
+use serde::{Deserialize, Serialize};
+
+use super::applier;
+use super::barriers::Barriers;
+use super::bell::Bell;
+use super::budget::Budget;
+use super::committer::Committer;
+use super::disk::Disk;
+use super::error::with_sources;
+use super::image::{Image, ImageError};
+use super::shared::Shared;
+use super::{Channels, Group};
+
+/// Smallest memory budget, in MiB: two of the largest requests.
+const MIN_BUDGET_MIB: u64 = 1;
+
+/// What a group does when no source owns it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupMode {
+    /// Writes go through to the images.
+    #[default]
+    Sync,
+    /// Writes are held in epochs; it commits by itself, at every FLUSH and every `epoch_interval_ms`.
+    Async,
+}
+
+/// One disk of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Its name: the export is `group/name`.
+    pub name: String,
+    /// The raw image file or block device.
+    pub image: PathBuf,
+    /// Refuse all writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// One group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Its name.
+    pub name: String,
+    /// Directory of its epoch log; created if missing.
+    pub log: PathBuf,
+    /// What it does when no source owns it.
+    #[serde(default)]
+    pub mode: GroupMode,
+    /// Memory that its epochs may hold, in MiB. At half of it the source is asked for a checkpoint, at all of it writes
+    /// wait.
+    #[serde(default = "default_budget")]
+    pub memory_budget_mib: u64,
+    /// How often it commits by itself when no source owns it, in milliseconds.
+    #[serde(default = "default_interval")]
+    pub epoch_interval_ms: u64,
+    /// Its disks.
+    #[serde(rename = "disk")]
+    pub disks: Vec<DiskConfig>,
+}
+
+fn default_budget() -> u64 {
+    256
+}
+
+fn default_interval() -> u64 {
+    100
+}
+
+/// Why a group can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration is wrong.
+    #[error("group '{group}': {what}")]
+    Config {
+        /// The group.
+        group: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// An image can't be used.
+    #[error("group '{group}', disk '{disk}'")]
+    Image {
+        /// The group.
+        group: String,
+        /// The disk.
+        disk: String,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// The log can't be used.
+    #[error("group '{group}'")]
+    Log {
+        /// The group.
+        group: String,
+        /// Why.
+        #[source]
+        source: LogError,
+    },
+    /// Committed epochs could not be brought into an image.
+    #[error(
+        "group '{group}': committed epochs can't be applied to the images; make them writable and start again"
+    )]
+    Apply {
+        /// The group.
+        group: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The state after recovery could not be recorded.
+    #[error("group '{group}': {what}")]
+    Start {
+        /// The group.
+        group: String,
+        /// Why.
+        what: String,
+    },
+}
+
+/// How far recovery is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// Committed epochs brought into the images so far.
+    pub applied: u64,
+    /// Committed epochs to bring into the images.
+    pub total: u64,
+}
+
+/// An error of the log's replay or of an image under it.
+struct ReplayError(std::io::Error);
+
+impl From<LogError> for ReplayError {
+    fn from(error: LogError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl Group {
+    /// Opens the group: applies what is committed, and lets nobody go on who may have lost writes.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming group and disk.
+    pub fn open(
+        config: &GroupConfig,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Self, OpenError> {
+        check(config)?;
+        let bell: Arc<Bell> = Arc::default();
+        let budget = Budget::new(
+            config.memory_budget_mib.saturating_mul(1 << 20),
+            Arc::clone(&bell),
+        );
+        let images = open_images(config)?;
+        let (log, barriers) = recover(config, &images, progress)?;
+        let committed = barriers.committed();
+        let disks = images
+            .into_iter()
+            .zip(&config.disks)
+            .map(|(image, disk)| {
+                Arc::new(Disk::new(
+                    disk.name.clone(),
+                    image,
+                    disk.read_only,
+                    &budget,
+                    committed,
+                ))
+            })
+            .collect();
+        let (jobs, job_queue): Channels<_> = mpsc::channel();
+        let (apply, apply_queue): Channels<_> = mpsc::channel();
+        let shared = Arc::new(Shared::new(
+            config.name.clone(),
+            disks,
+            budget,
+            bell,
+            barriers,
+            jobs,
+            apply,
+        ));
+        let interval = Duration::from_millis(config.epoch_interval_ms);
+        let mut committer = Committer::new(Arc::clone(&shared), log, job_queue, interval);
+        committer.start().map_err(|e| start_error(config, &e))?;
+        let group = Self {
+            shared: Arc::clone(&shared),
+            threads: Mutex::default(),
+        };
+        let for_applier = Arc::clone(&shared);
+        group.spawn(config, "commit", move || committer.run())?;
+        group.spawn(config, "apply", move || {
+            applier::run(&for_applier, &apply_queue)
+        })?;
+        Ok(group)
+    }
+
+    fn spawn(
+        &self,
+        config: &GroupConfig,
+        what: &str,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), OpenError> {
+        let thread = std::thread::Builder::new()
+            .name(format!("{what} {}", config.name))
+            .spawn(run)
+            .map_err(|e| start_error(config, &e))?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
+        Ok(())
+    }
+}
+
+fn start_error(config: &GroupConfig, error: &dyn std::error::Error) -> OpenError {
+    OpenError::Start {
+        group: config.name.clone(),
+        what: with_sources(error),
+    }
+}
+
+fn check(config: &GroupConfig) -> Result<(), OpenError> {
+    let fail = |what: String| {
+        Err(OpenError::Config {
+            group: config.name.clone(),
+            what,
+        })
+    };
+    if !valid_name(&config.name) {
+        return fail(format!("the name {}", NAME_RULE));
+    }
+    if config.memory_budget_mib < MIN_BUDGET_MIB {
+        return fail(format!(
+            "memory_budget_mib must be at least {MIN_BUDGET_MIB}"
+        ));
+    }
+    if config.epoch_interval_ms == 0 {
+        return fail("epoch_interval_ms must be at least 1".to_owned());
+    }
+    if config.disks.is_empty() {
+        return fail("it has no disks; add a [[group.disk]] with name and image".to_owned());
+    }
+    let mut names = BTreeSet::new();
+    for disk in &config.disks {
+        if !valid_name(&disk.name) {
+            return fail(format!("the disk name '{}' {NAME_RULE}", disk.name));
+        }
+        if !names.insert(&disk.name) {
+            return fail(format!(
+                "two disks are named '{}'; give each a name of its own",
+                disk.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+const NAME_RULE: &str = "must have 1 to 64 ASCII letters, digits, '-', '_' or '.'";
+
+/// Whether `name` can name a group or a disk: it becomes part of export names (`group/disk@id`), URLs and the log.
+pub fn valid_name(name: &str) -> bool {
+    (1..=epoch_log::limits::MAX_NAME).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+fn open_images(config: &GroupConfig) -> Result<Vec<Image>, OpenError> {
+    let mut images: Vec<Image> = Vec::new();
+    for disk in &config.disks {
+        let image =
+            Image::open(&disk.image, disk.read_only).map_err(|source| OpenError::Image {
+                group: config.name.clone(),
+                disk: disk.name.clone(),
+                source,
+            })?;
+        if images
+            .iter()
+            .any(|other| other.identity() == image.identity())
+        {
+            let what = format!(
+                "two disks have the same image {}; give each its own",
+                disk.image.display()
+            );
+            return Err(OpenError::Config {
+                group: config.name.clone(),
+                what,
+            });
+        }
+        images.push(image);
+    }
+    Ok(images)
+}
+
+fn recover(
+    config: &GroupConfig,
+    images: &[Image],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(EpochLog, Barriers), OpenError> {
+    let log_error = |source| OpenError::Log {
+        group: config.name.clone(),
+        source,
+    };
+    let identities: Vec<_> = images
+        .iter()
+        .zip(&config.disks)
+        .map(|(image, disk)| DiskIdentity {
+            name: disk.name.clone(),
+            size: image.size(),
+            file_id: image.identity().1,
+        })
+        .collect();
+    let (mut log, recovered) = EpochLog::open_or_create(
+        &config.log,
+        &config.name,
+        &identities,
+        LogOptions::default(),
+    )
+    .map_err(log_error)?;
+    let apply_error = |source| OpenError::Apply {
+        group: config.name.clone(),
+        source,
+    };
+    let total = recovered.unapplied.len() as u64;
+    let mut current = None;
+    let mut applied = 0;
+    log.replay(|epoch, extent| {
+        if current.is_some_and(|current| current != epoch) {
+            applied += 1;
+            progress(Progress {
+                group: &config.name,
+                applied,
+                total,
+            });
+        }
+        current = Some(epoch);
+        match images.get(usize::from(extent.disk)) {
+            Some(image) => image.apply(&extent).map_err(ReplayError),
+            None => Err(ReplayError(std::io::Error::other(format!(
+                "the log names disk number {}",
+                extent.disk
+            )))),
+        }
+    })
+    .map_err(|ReplayError(e)| apply_error(e))?;
+    if let Some(last) = recovered.unapplied.last() {
+        for (image, _) in images
+            .iter()
+            .zip(&config.disks)
+            .filter(|(_, disk)| !disk.read_only)
+        {
+            image.sync().map_err(apply_error)?;
+        }
+        log.mark_applied(*last).map_err(log_error)?;
+        progress(Progress {
+            group: &config.name,
+            applied: total,
+            total,
+        });
+    }
+    let state = log.state();
+    tracing::info!(group = config.name, state = %Said(state), clean = recovered.clean, "the epoch log is open");
+    let barriers = Barriers::recover(state, recovered.clean, config.mode == GroupMode::Async);
+    Ok((log, barriers))
+}
+
+/// A log's state in a few words.
+struct Said<'a>(&'a epoch_log::LogState);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = if self.0.mode == Mode::Sync {
+            "sync"
+        } else {
+            "async"
+        };
+        write!(
+            f,
+            "generation {}, {mode} mode, epoch {} committed",
+            self.0.generation, self.0.committed
+        )
+    }
+}

@@ -1,0 +1,339 @@
+//! What the threads of a group share, and how the effects that the barriers decide on reach disks and connections.
+//!
+//! Locks, always in this order: the core, the disks by number, and last the bell, the errors and the channels.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use epoch_log::{Epoch, Generation};
+use tokio::sync::{broadcast, oneshot};
+
+use super::barriers::{Barriers, Effect, Gate, Input};
+use super::bell::Bell;
+use super::budget::Budget;
+use super::disk::{Disk, Layer, Rights};
+use super::error::{GroupError, Part};
+use super::overlay::Overlay;
+use super::refusal::Refusal;
+use crate::control::api::{AttachmentKind, Event};
+use crate::export::{Cutter, IoError};
+use crate::failpoint;
+
+/// Events that a slow reader may be behind before it is told to look again.
+const EVENTS: usize = 64;
+
+/// Where the group stands after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// The current generation.
+    pub generation: Generation,
+    /// The newest committed epoch.
+    pub committed: Epoch,
+}
+
+/// Where a request is answered.
+pub type Reply = oneshot::Sender<Result<Answer, GroupError>>;
+
+/// Work for the committer.
+#[derive(Debug)]
+pub enum Job {
+    /// A request that may need the log.
+    Request(Input, Reply),
+    /// An epoch is sealed: its data can go to the log.
+    Sealed,
+    /// A client of a group without a source wants everything durable.
+    Flush(oneshot::Sender<Result<(), IoError>>),
+    /// A client wants to write while writes wait.
+    WriteWaits,
+    /// A group without a source holds much: commit now.
+    Pressure,
+    /// The applier is done with this epoch.
+    Applied(Epoch),
+    /// Stop; in order (commit what a group without a source holds, close the log) or at once.
+    Stop {
+        /// In order.
+        orderly: bool,
+    },
+}
+
+/// One sealed epoch over all disks.
+#[derive(Debug)]
+pub struct Cut {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// What was written in it, by disk.
+    pub overlays: Vec<Arc<Overlay>>,
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Entry {
+    /// The instance behind the `@`.
+    pub instance: Option<String>,
+    /// What the connection may do.
+    pub rights: Arc<Rights>,
+    /// Ends it.
+    pub cutter: Cutter,
+}
+
+impl Entry {
+    /// What kind of attachment it is now.
+    pub fn kind(&self) -> AttachmentKind {
+        match &self.instance {
+            None => AttachmentKind::Plain,
+            Some(_) if self.rights.is_parked() => AttachmentKind::Parked,
+            Some(_) => AttachmentKind::Source,
+        }
+    }
+}
+
+/// What the core's lock guards.
+#[derive(Debug)]
+pub struct Core {
+    /// All decisions.
+    pub barriers: Barriers,
+    /// Sealed and committed epochs whose memory is still held, oldest first.
+    pub cuts: VecDeque<Arc<Cut>>,
+    /// Open connections.
+    pub entries: BTreeMap<u64, Entry>,
+    /// Number of the next connection.
+    pub next_entry: u64,
+}
+
+/// What the threads of a group share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The group's name.
+    pub name: String,
+    /// Its disks.
+    pub disks: Vec<Arc<Disk>>,
+    /// The memory that epochs may hold.
+    pub budget: Arc<Budget>,
+    /// Rings when waiting requests may look again.
+    pub bell: Arc<Bell>,
+    /// The way to the committer.
+    pub jobs: Sender<Job>,
+    /// The way to the applier.
+    pub apply: Sender<Arc<Cut>>,
+    /// The way to the owner.
+    pub events: broadcast::Sender<Event>,
+    /// No request waits any more.
+    pub stopping: AtomicBool,
+    /// The owner has been told that memory is short, in this epoch.
+    pressed: AtomicBool,
+    core: Mutex<Core>,
+    errors: Mutex<BTreeMap<Part, String>>,
+}
+
+impl Shared {
+    /// Puts the parts together. Nothing is open yet: the gate is closed.
+    pub fn new(
+        name: String,
+        disks: Vec<Arc<Disk>>,
+        budget: Arc<Budget>,
+        bell: Arc<Bell>,
+        barriers: Barriers,
+        jobs: Sender<Job>,
+        apply: Sender<Arc<Cut>>,
+    ) -> Self {
+        let core = Core {
+            barriers,
+            cuts: VecDeque::new(),
+            entries: BTreeMap::new(),
+            next_entry: 0,
+        };
+        Self {
+            name,
+            disks,
+            budget,
+            bell,
+            jobs,
+            apply,
+            events: broadcast::channel(EVENTS).0,
+            stopping: AtomicBool::new(false),
+            pressed: AtomicBool::new(false),
+            core: Mutex::new(core),
+            errors: Mutex::default(),
+        }
+    }
+
+    /// The core.
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides about `input` and carries out what follows.
+    pub fn step(&self, core: &mut Core, input: Input) -> Result<(), Refusal> {
+        for effect in core.barriers.step(input)? {
+            self.perform(core, effect);
+        }
+        Ok(())
+    }
+
+    fn perform(&self, core: &mut Core, effect: Effect) {
+        match effect {
+            Effect::Gate(gate) => {
+                let gate = if self.is_stopping() {
+                    Gate::Closed
+                } else {
+                    gate
+                };
+                for disk in &self.disks {
+                    disk.lock().gate = gate;
+                }
+                self.bell.ring();
+            }
+            Effect::Seal(epoch) => self.seal(core, epoch),
+            Effect::DropUncommitted => {
+                let committed = core.barriers.committed();
+                for disk in &self.disks {
+                    let mut state = disk.lock();
+                    state.open = Overlay::new(&self.budget);
+                    state.layers.retain(|layer| layer.epoch <= committed);
+                }
+                core.cuts.retain(|cut| cut.epoch <= committed);
+            }
+            Effect::Committed(epoch) => {
+                for disk in &self.disks {
+                    disk.lock().committed = epoch;
+                }
+                if let Some(cut) = core.cuts.iter().find(|cut| cut.epoch == epoch) {
+                    // If the applier is gone, so is the gateway soon; the log has the epoch.
+                    let _ = self.apply.send(Arc::clone(cut));
+                }
+            }
+            Effect::Applied(epoch) => {
+                for disk in &self.disks {
+                    disk.lock().layers.retain(|layer| layer.epoch > epoch);
+                }
+                core.cuts.retain(|cut| cut.epoch > epoch);
+                self.bell.ring();
+            }
+            Effect::Generation { generation, owner } => self.change_hands(core, generation, owner),
+            Effect::Forget(standby) => {
+                core.entries.retain(|_, entry| {
+                    let forgotten = entry.instance.as_ref() == Some(&standby);
+                    if forgotten {
+                        entry.rights.forget();
+                        entry.cutter.cut();
+                    }
+                    !forgotten
+                });
+            }
+        }
+    }
+
+    /// One cut through all disks: no write is in the epoch on one disk and after it on another.
+    fn seal(&self, core: &mut Core, epoch: Epoch) {
+        let fresh: Vec<_> = self
+            .disks
+            .iter()
+            .map(|_| Overlay::new(&self.budget))
+            .collect();
+        let mut states: Vec<_> = self.disks.iter().map(|disk| disk.lock()).collect();
+        let overlays = states
+            .iter_mut()
+            .zip(fresh)
+            .map(|(state, fresh)| {
+                let overlay = Arc::new(std::mem::replace(&mut state.open, fresh));
+                state.layers.push_back(Layer {
+                    epoch,
+                    overlay: Arc::clone(&overlay),
+                });
+                overlay
+            })
+            .collect();
+        drop(states);
+        core.cuts.push_back(Arc::new(Cut { epoch, overlays }));
+        self.budget.unrelieve();
+        self.pressed.store(false, Ordering::Relaxed);
+        failpoint::hit("gateway-after-seal");
+        self.tell(Job::Sealed);
+    }
+
+    fn change_hands(&self, core: &mut Core, generation: Generation, owner: Option<String>) {
+        let mut states: Vec<_> = self.disks.iter().map(|disk| disk.lock()).collect();
+        for state in &mut states {
+            state.generation = generation;
+        }
+        core.entries.retain(|_, entry| {
+            if !entry.rights.is_parked() {
+                entry.cutter.cut();
+                return false;
+            }
+            if owner.is_some() && entry.instance == owner {
+                entry.rights.promote(generation);
+            }
+            true
+        });
+        drop(states);
+        self.bell.ring();
+        // Nobody listening is fine.
+        let _ = self.events.send(Event::Fenced { generation, owner });
+    }
+
+    /// Sends a job to the committer. When that has stopped, nobody waits for the job.
+    pub fn tell(&self, job: Job) {
+        let _ = self.jobs.send(job);
+    }
+
+    /// The held memory is more than half of the budget: once per epoch, says so to whom it concerns.
+    pub fn press(&self, owned: bool) {
+        if self.pressed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if owned {
+            let event = Event::Pressure {
+                bytes_held: self.budget.held(),
+                budget: self.budget.limit(),
+            };
+            let _ = self.events.send(event);
+        } else {
+            self.tell(Job::Pressure);
+        }
+    }
+
+    /// Whether requests that would have to wait shall end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends all waiting.
+    pub fn stop_waiting(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    /// Notes that a part fails, for the status; says it in the log once.
+    pub fn note_error(&self, part: Part, message: String) {
+        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        if errors.get(&part) != Some(&message) {
+            tracing::error!(group = self.name, "{message}");
+            errors.insert(part, message);
+        }
+    }
+
+    /// Notes that a part works again.
+    pub fn clear_error(&self, part: Part) {
+        self.errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&part);
+    }
+
+    /// What fails now.
+    pub fn last_error(&self) -> Option<String> {
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        (!errors.is_empty()).then(|| errors.values().cloned().collect::<Vec<_>>().join("; "))
+    }
+
+    /// Whether a part fails now.
+    pub fn has_error(&self, part: Part) -> bool {
+        self.errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(&part)
+    }
+}

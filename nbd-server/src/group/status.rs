@@ -1,0 +1,67 @@
+//! What a group says about itself.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use super::Group;
+use super::barriers::Phase;
+use super::disk::Disk;
+use crate::control::api::{AttachmentStatus, DiskStatus, GroupStatus, ModeName};
+
+impl Group {
+    /// The state of the group at one moment.
+    pub fn status(&self) -> GroupStatus {
+        let core = self.shared.core();
+        let barriers = &core.barriers;
+        let mode = match barriers.phase() {
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => ModeName::Sync,
+            Phase::Switching | Phase::Held | Phase::Draining { .. } | Phase::Reserved => {
+                ModeName::Async
+            }
+        };
+        let mut attachments = BTreeMap::new();
+        for entry in core.entries.values() {
+            let name = entry.instance.as_deref().unwrap_or("-");
+            let status = attachments
+                .entry((name.to_owned(), entry.kind() as u8))
+                .or_insert_with(|| AttachmentStatus {
+                    name: name.to_owned(),
+                    kind: entry.kind(),
+                    connections: 0,
+                });
+            status.connections += 1;
+        }
+        GroupStatus {
+            name: self.shared.name.clone(),
+            mode,
+            generation: barriers.generation(),
+            owner: barriers.owner().map(str::to_owned),
+            holder: barriers.holder().map(|holder| holder.standby.clone()),
+            holder_since: barriers.holder().map(|holder| holder.since),
+            committed: barriers.committed(),
+            applied: barriers.applied(),
+            open: barriers.open(),
+            bytes_held: self.shared.budget.held(),
+            budget: self.shared.budget.limit(),
+            sealed: barriers.sealed().0.saturating_sub(barriers.committed().0),
+            backlog: barriers.committed().0.saturating_sub(barriers.applied().0),
+            attachments: attachments.into_values().collect(),
+            last_error: self.shared.last_error(),
+            disks: self.shared.disks.iter().map(|disk| disk.status()).collect(),
+        }
+    }
+}
+
+impl Disk {
+    fn status(&self) -> DiskStatus {
+        let counters = &self.counters;
+        DiskStatus {
+            name: self.name.clone(),
+            size: self.image.size(),
+            reads: counters.reads.load(Ordering::Relaxed),
+            writes: counters.writes.load(Ordering::Relaxed),
+            bytes_read: counters.bytes_read.load(Ordering::Relaxed),
+            bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+        }
+    }
+}
