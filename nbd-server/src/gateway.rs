@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::control::server::{self, Gatekeeper};
 use crate::group::directory::Directory;
+use crate::group::open;
 use crate::group::{Group, GroupConfig, OpenError, Progress, valid_name};
 use crate::limits::Limits;
 use crate::raw_export::{RawExport, RawExportError};
@@ -55,6 +56,29 @@ pub struct GatewayConfig {
     /// Exports outside of groups.
     #[serde(default, rename = "export")]
     pub exports: Vec<ExportConfig>,
+}
+
+impl GatewayConfig {
+    /// Checks all that can be checked without opening anything.
+    ///
+    /// # Errors
+    /// [`GatewayError`] for the first thing that is wrong.
+    pub fn check(&self) -> Result<(), GatewayError> {
+        check(self).map(drop)
+    }
+}
+
+/// Second export names of disks, from the alias to `group/disk`.
+fn aliases(config: &GatewayConfig) -> BTreeMap<String, String> {
+    let disks = config
+        .groups
+        .iter()
+        .flat_map(|group| group.disks.iter().map(move |disk| (group, disk)));
+    disks
+        .filter_map(|(group, disk)| {
+            Some((disk.export.clone()?, format!("{}/{}", group.name, disk.name)))
+        })
+        .collect()
 }
 
 /// Why a gateway does not start.
@@ -134,7 +158,7 @@ impl Gateway {
             })?;
             exports.insert(export.name.clone(), Arc::new(raw));
         }
-        let directory = Arc::new(Directory::new(groups, exports));
+        let directory = Arc::new(Directory::new(groups, exports, aliases(config)));
         let server = Server::new(Arc::clone(&directory) as Arc<_>, Limits::default());
         let addresses = listen
             .iter()
@@ -264,6 +288,8 @@ fn check(config: &GatewayConfig) -> Result<Vec<ListenAddress>, GatewayError> {
     }
     let mut names: Vec<_> = config.groups.iter().map(|group| &group.name).collect();
     names.extend(config.exports.iter().map(|export| &export.name));
+    let disks = config.groups.iter().flat_map(|group| &group.disks);
+    names.extend(disks.filter_map(|disk| disk.export.as_ref()));
     names.sort();
     if let Some(pair) = names.windows(2).find(|pair| pair.first() == pair.last()) {
         let name = pair.first().map_or("", |name| name.as_str());
@@ -280,6 +306,9 @@ fn check(config: &GatewayConfig) -> Result<Vec<ListenAddress>, GatewayError> {
             "the export name '{}' must be empty or have 1 to 64 ASCII letters, digits, '-', '_' or '.'",
             export.name
         ));
+    }
+    for group in &config.groups {
+        open::check(group)?;
     }
     let listen: Result<Vec<ListenAddress>, _> = config
         .listen

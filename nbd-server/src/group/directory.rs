@@ -13,6 +13,8 @@ use crate::raw_export::RawExport;
 pub struct Directory {
     groups: BTreeMap<String, Arc<Group>>,
     exports: BTreeMap<String, Arc<RawExport>>,
+    /// Second names: from the alias to `group/disk`.
+    aliases: BTreeMap<String, String>,
 }
 
 /// The name of an export, taken apart.
@@ -44,12 +46,22 @@ pub fn export_name(group: &str, disk: &str, instance: &str) -> String {
 }
 
 impl Directory {
-    /// A directory of these groups and exports, each by its name.
+    /// A directory of these groups and exports, each by its name, and of second names for disks of groups.
     pub fn new(
         groups: BTreeMap<String, Arc<Group>>,
         exports: BTreeMap<String, Arc<RawExport>>,
+        aliases: BTreeMap<String, String>,
     ) -> Self {
-        Self { groups, exports }
+        Self {
+            groups,
+            exports,
+            aliases,
+        }
+    }
+
+    /// The name that is meant: an alias stands for a disk of a group.
+    fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
+        self.aliases.get(name).map_or(name, String::as_str)
     }
 
     /// The group of that name.
@@ -104,6 +116,10 @@ impl Directory {
 
 impl ExportDirectory for Directory {
     fn list(&self) -> Vec<ExportListing> {
+        let aliases = self.aliases.iter().map(|(alias, name)| ExportListing {
+            name: alias.clone(),
+            description: format!("the same as {name}"),
+        });
         let disks = self.groups.values().flat_map(|group| {
             group.disk_names().map(|disk| ExportListing {
                 name: format!("{}/{disk}", group.name()),
@@ -114,13 +130,15 @@ impl ExportDirectory for Directory {
             name: name.clone(),
             description: export.info().description,
         });
-        disks.chain(exports).collect()
+        disks.chain(exports).chain(aliases).collect()
     }
 
     fn describe(&self, name: &str) -> Result<ExportInfo, OpenRefused> {
         match self.exports.get(name) {
             Some(export) => Ok(export.info()),
-            None => self.in_group(name, |group, disk, instance| group.describe(disk, instance)),
+            None => self.in_group(self.resolve(name), |group, disk, instance| {
+                group.describe(disk, instance)
+            }),
         }
     }
 
@@ -128,7 +146,7 @@ impl ExportDirectory for Directory {
         if let Some(export) = self.exports.get(name) {
             return Ok(Arc::clone(export) as Arc<dyn Export>);
         }
-        let export = self.in_group(name, |group, disk, instance| {
+        let export = self.in_group(self.resolve(name), |group, disk, instance| {
             group.attach(disk, instance, cutter)
         })?;
         Ok(Arc::new(export))

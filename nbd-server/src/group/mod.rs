@@ -19,7 +19,7 @@ mod disk;
 mod disk_export;
 mod error;
 mod image;
-mod open;
+pub(crate) mod open;
 pub mod overlay;
 mod refusal;
 mod shared;

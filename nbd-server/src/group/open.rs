@@ -45,6 +45,9 @@ pub struct DiskConfig {
     /// Refuse all writes.
     #[serde(default)]
     pub read_only: bool,
+    /// A second export name beside `group/name`, for clients that want a plain one; the empty name is the default export.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<String>,
 }
 
 /// One group.
@@ -76,6 +79,33 @@ fn default_budget() -> u64 {
 
 fn default_interval() -> u64 {
     100
+}
+
+impl GroupConfig {
+    /// A group with defaults for all that is not given.
+    pub fn new(name: impl Into<String>, log: impl Into<PathBuf>, disks: Vec<DiskConfig>) -> Self {
+        Self {
+            name: name.into(),
+            log: log.into(),
+            mode: GroupMode::default(),
+            memory_budget_mib: default_budget(),
+            epoch_interval_ms: default_interval(),
+            disks,
+        }
+    }
+
+    /// Makes the log belong to the images of this configuration, where they were copied or restored on purpose.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the log is as it was.
+    pub fn rebind(&self) -> Result<(), OpenError> {
+        check(self)?;
+        let identities = identities(self, &open_images(self)?);
+        EpochLog::rebind(&self.log, &self.name, &identities).map_err(|source| OpenError::Log {
+            group: self.name.clone(),
+            source,
+        })
+    }
 }
 
 /// Why a group can't be opened.
@@ -232,7 +262,7 @@ fn start_error(config: &GroupConfig, error: &dyn std::error::Error) -> OpenError
     }
 }
 
-fn check(config: &GroupConfig) -> Result<(), OpenError> {
+pub(crate) fn check(config: &GroupConfig) -> Result<(), OpenError> {
     let fail = |what: String| {
         Err(OpenError::Config {
             group: config.name.clone(),
@@ -305,6 +335,19 @@ fn open_images(config: &GroupConfig) -> Result<Vec<Image>, OpenError> {
     Ok(images)
 }
 
+/// By what the log recognises its disks.
+fn identities(config: &GroupConfig, images: &[Image]) -> Vec<DiskIdentity> {
+    images
+        .iter()
+        .zip(&config.disks)
+        .map(|(image, disk)| DiskIdentity {
+            name: disk.name.clone(),
+            size: image.size(),
+            file_id: image.identity().1,
+        })
+        .collect()
+}
+
 fn recover(
     config: &GroupConfig,
     images: &[Image],
@@ -314,15 +357,7 @@ fn recover(
         group: config.name.clone(),
         source,
     };
-    let identities: Vec<_> = images
-        .iter()
-        .zip(&config.disks)
-        .map(|(image, disk)| DiskIdentity {
-            name: disk.name.clone(),
-            size: image.size(),
-            file_id: image.identity().1,
-        })
-        .collect();
+    let identities = identities(config, images);
     let (mut log, recovered) = EpochLog::open_or_create(
         &config.log,
         &config.name,

@@ -1,0 +1,202 @@
+//! The command line: names, arguments and help texts. What they do is in `commands/`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Keeps an unmodified QEMU virtual machine alive through the loss of its host.
+///
+/// Exit codes: 0 good, 1 what was asked for did not hold, 2 wrong usage or configuration.
+#[derive(Debug, Parser)]
+#[command(name = "epochgate", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Say more on stderr (twice: everything). EPOCHGATE_LOG takes a tracing filter.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the whole thing on this machine: protect a VM, kill its host, see it go on.
+    Demo(DemoArgs),
+    /// Serve one disk image over NBD at once, as qemu-nbd would.
+    Serve(ServeArgs),
+    /// Serve many disks in groups, with epochs and the control API.
+    Gateway(ConfigArgs),
+    /// Launch a VM and keep it protected.
+    Protect(RoleArgs),
+    /// Be the backup of a VM.
+    Standby(RoleArgs),
+    /// Say what is protected, and how.
+    Status(StatusArgs),
+    /// Look into a group's epoch log.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The configuration file; docs/examples has a commented one for each role.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Only check the configuration.
+    #[arg(long)]
+    pub check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RoleArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Write every event to stdout as one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The raw image file or block device.
+    pub image: PathBuf,
+    /// Listen on this unix socket.
+    #[arg(long, value_name = "PATH", required_unless_present = "tcp")]
+    pub unix: Option<PathBuf>,
+    /// Listen on this TCP address, such as 127.0.0.1:10809.
+    #[arg(long, value_name = "ADDRESS")]
+    pub tcp: Option<std::net::SocketAddr>,
+    /// Name of the export; the empty name finds it too.
+    #[arg(long, default_value = "")]
+    pub name: String,
+    /// Async mode: hold writes in epochs and commit them together, by a log beside the image (IMAGE.epochlog).
+    #[arg(long = "async")]
+    pub async_mode: bool,
+    /// Milliseconds between two epochs in async mode.
+    #[arg(long, value_name = "MS", default_value_t = 100, requires = "async_mode")]
+    pub epoch_interval: u64,
+    /// Refuse writes.
+    #[arg(long, conflicts_with = "async_mode")]
+    pub read_only: bool,
+    /// Serve on an address that other machines can reach, without encryption.
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Where sources and standbys have their sockets.
+    #[arg(long, value_name = "DIR", default_value = "/run/epochgate")]
+    pub runtime_dir: PathBuf,
+    /// Control socket of the gateway. Default: gateway.sock in the runtime directory.
+    #[arg(long, value_name = "PATH")]
+    pub gateway: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// List the segments and records of a log, without changing anything.
+    Inspect(LogArgs),
+    /// Check every checksum of a log, without changing anything. Exit code 1 if it is damaged.
+    Verify(LogArgs),
+    /// Accept moved or copied images as those that the log belongs to, if nothing is left to apply.
+    Rebind(RebindArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// Directory of the log.
+    pub log: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RebindArgs {
+    /// The gateway's configuration, with the new images.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Name of the group.
+    pub group: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tracker {
+    /// PAGEMAP_SCAN where the kernel has it, else page hashes.
+    Auto,
+    /// PAGEMAP_SCAN.
+    Pagemap,
+    /// Page hashes.
+    Hash,
+}
+
+/// The guest and the pace of the demo and the failover bench.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabArgs {
+    /// Folder with vmlinuz and initrd.gz of the test guest (`make guest` builds it).
+    #[arg(long, value_name = "DIR", default_value = "target/guest")]
+    pub guest: PathBuf,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
+    pub qemu: PathBuf,
+    /// `tcg` everywhere, `kvm` where it works.
+    #[arg(long, default_value = "tcg")]
+    pub accel: String,
+    /// RAM of the guest in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub memory: u64,
+    /// Milliseconds between two checkpoints.
+    #[arg(long, value_name = "MS", default_value_t = 25)]
+    pub interval: u64,
+    /// How dirty pages are found.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub tracker: Tracker,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub lab: LabArgs,
+    /// Seconds of protected running before the host dies; the instant is random beyond that.
+    #[arg(long, value_name = "S", default_value_t = 5)]
+    pub seconds: u64,
+    /// Print one JSON object at the end instead of the timeline.
+    #[arg(long)]
+    pub json: bool,
+    /// Keep the working directory with all logs.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Kill the source over and over, at random instants and between every two steps of a commit.
+    Failover(FailoverArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FailoverArgs {
+    #[command(flatten)]
+    pub lab: LabArgs,
+    /// How many failovers.
+    #[arg(long, default_value_t = 20)]
+    pub runs: u32,
+    /// Seed of the random instants; printed, so that a run can be repeated.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Kill only at this failpoint instead of all in turn (`random` for a random instant).
+    #[arg(long, value_name = "NAME")]
+    pub at: Option<String>,
+    /// One JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+    /// Keep the working directories of failed runs.
+    #[arg(long)]
+    pub keep: bool,
+}

@@ -1,0 +1,48 @@
+//! `epochgate protect`: launch a VM and keep it protected.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use coordinator::ProtectConfig;
+use coordinator::source_loop::{Ending, ProtectError};
+
+use crate::cli::RoleArgs;
+use crate::config_file;
+use crate::exit::usage;
+use crate::role::{Role, prepare_runtime_dir};
+use crate::runtime;
+
+pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
+    let config: ProtectConfig = config_file::load(&args.config.config)?;
+    config.check().map_err(usage)?;
+    if args.config.check {
+        println!("{} is right", args.config.config.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    prepare_runtime_dir(&config.runtime_dir)?;
+    let name = config.vm.name.clone();
+    runtime::tokio()?.block_on(async {
+        let role = Role::start("source", &name, &config.runtime_dir, args.json).await?;
+        let ending = coordinator::protect(config, role.reporter(), runtime::stop_signals()?)
+            .await
+            .map_err(explain)
+            .with_context(|| format!("the VM \"{name}\" is not protected"))?;
+        Ok(match ending {
+            Ending::Planned(_) => ExitCode::SUCCESS,
+            Ending::Fenced(_) | Ending::Lost(_) => ExitCode::FAILURE,
+        })
+    })
+}
+
+/// Which errors are the user's to mend.
+fn explain(error: ProtectError) -> anyhow::Error {
+    match error {
+        ProtectError::Config(_) | ProtectError::Disks(_) => usage(error),
+        ProtectError::Vm(
+            qemu_glue::Error::Description { .. }
+            | qemu_glue::Error::RamSpace { .. }
+            | qemu_glue::Error::Spawn { .. },
+        ) => usage(error),
+        other => other.into(),
+    }
+}

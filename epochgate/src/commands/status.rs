@@ -1,0 +1,177 @@
+//! `epochgate status`: what is protected on this host, and what the gateway holds.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use coordinator::report::{State, Status};
+use nbd_server::control::api::{GatewayStatus, GroupStatus, ModeName};
+use nbd_server::control::client::Client;
+use serde::Serialize;
+
+use crate::cli::StatusArgs;
+use crate::output::{bytes, millis};
+use crate::runtime;
+
+/// A process that does not answer in this time is said to be silent.
+const LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize)]
+struct Everything {
+    vms: Vec<Status>,
+    gateway: Option<GatewayStatus>,
+}
+
+pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let default = args.runtime_dir.join("gateway.sock");
+    let socket = args.gateway.as_ref().unwrap_or(&default);
+    let everything = Everything {
+        vms: roles(&args.runtime_dir),
+        gateway: gateway(socket, args.gateway.is_some())?,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&everything)?);
+    } else {
+        print(&everything, &args.runtime_dir, socket);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every source and standby that answers in `dir`.
+fn roles(dir: &Path) -> Vec<Status> {
+    let mut found: Vec<Status> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            (name.starts_with("source-") || name.starts_with("standby-")) && name.ends_with(".sock")
+        })
+        .filter_map(|entry| ask(&entry.path()))
+        .collect();
+    found.sort_by(|a, b| (&a.vm, &a.role).cmp(&(&b.vm, &b.role)));
+    found
+}
+
+fn ask(socket: &Path) -> Option<Status> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// The gateway's word. A gateway that was named must answer; one that may be on another host need not.
+fn gateway(socket: &Path, named: bool) -> anyhow::Result<Option<GatewayStatus>> {
+    if !named && !socket.exists() {
+        return Ok(None);
+    }
+    let status = runtime::tokio()?.block_on(async {
+        let ask = async { Client::connect(socket).await?.status().await };
+        tokio::time::timeout(LIMIT, ask).await
+    });
+    match status {
+        Ok(Ok(status)) => Ok(Some(status)),
+        Ok(Err(error)) if named => Err(error.into()),
+        Err(_) if named => anyhow::bail!("the gateway at {} does not answer", socket.display()),
+        _ => Ok(None),
+    }
+}
+
+fn print(everything: &Everything, dir: &Path, socket: &Path) {
+    if everything.vms.is_empty() && everything.gateway.is_none() {
+        println!(
+            "nothing runs here: no source or standby answers in {}, no gateway at {}",
+            dir.display(),
+            socket.display()
+        );
+        return;
+    }
+    for status in &everything.vms {
+        print_role(status);
+    }
+    if let Some(gateway) = &everything.gateway {
+        println!(
+            "gateway   pid {}, version {}, listens on {}",
+            gateway.pid,
+            gateway.version,
+            gateway.listen.join(", ")
+        );
+        for group in &gateway.groups {
+            print_group(group);
+        }
+        for export in &gateway.exports {
+            let access = if export.read_only { ", read-only" } else { "" };
+            println!("  export {}  {}{access}", export.name, bytes(export.size));
+        }
+    }
+}
+
+fn print_role(status: &Status) {
+    let state = match status.state {
+        State::Idle => "waits for a source",
+        State::Unprotected => "runs, NOT PROTECTED",
+        State::Filling => "runs, first copy under way: not protected yet",
+        State::Protected => "runs, protected",
+        State::Receiving => "receives checkpoints",
+        State::TakingOver => "takes over",
+        State::Ended => "ended",
+    };
+    print!("{:<9} {}  {state}", status.role, status.vm);
+    if let Some(peer) = &status.peer {
+        let word = if status.role == "source" { "by" } else { "from" };
+        print!(" {word} {peer}");
+    }
+    if let Some(epoch) = status.committed {
+        print!(", epoch {epoch}");
+    }
+    if let Some(pause) = status.pause_us {
+        print!(", last pause {:.1} ms", millis(pause.total));
+    }
+    if let Some(size) = status.wire_bytes {
+        print!(", last checkpoint {}", bytes(size));
+    }
+    if let Some(tracker) = &status.dirty_tracker {
+        print!(", dirty pages by {tracker}");
+    }
+    println!();
+    if let Some(message) = &status.message {
+        println!("          {message}");
+    }
+}
+
+fn print_group(group: &GroupStatus) {
+    let mode = match group.mode {
+        ModeName::Sync => "sync",
+        ModeName::Async => "async",
+    };
+    println!(
+        "  group {}  {mode} mode, generation {}, committed {}, applied {}, {} of {} held{}",
+        group.name,
+        group.generation,
+        group.committed,
+        group.applied,
+        bytes(group.bytes_held),
+        bytes(group.budget),
+        group
+            .holder
+            .as_ref()
+            .map(|holder| format!(", memory at {holder}"))
+            .unwrap_or_default(),
+    );
+    for disk in &group.disks {
+        println!(
+            "    disk {}  {}, {} reads, {} writes",
+            disk.name,
+            bytes(disk.size),
+            disk.reads,
+            disk.writes
+        );
+    }
+    if let Some(error) = &group.last_error {
+        println!("    TROUBLE: {error}");
+    }
+}

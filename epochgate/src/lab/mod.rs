@@ -1,0 +1,12 @@
+//! A small site on this machine for the demo and the benches: a gateway, a standby and a source as processes of their
+//! own, started from this very binary with configuration files as a user would write them, and a guest whose witness
+//! judges what it finds.
+//!
+//! It only sees what any user could see: the `--json` events of the processes and the guest's serial line.
+
+pub(crate) mod failover;
+pub(crate) mod process;
+pub(crate) mod site;
+pub(crate) mod witness;
+
+pub(crate) use site::{Site, Who};

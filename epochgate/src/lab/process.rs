@@ -1,0 +1,114 @@
+//! A child process of the lab: its events are read line by line, its stderr goes to a file, and it ends with the lab.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use coordinator::report::Stamped;
+use rustix::process::{Pid, Signal};
+
+use super::Who;
+
+/// A running part of the site.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts this binary with `args`. Events go to `events`, stderr to `stderr`.
+    pub(crate) fn start(
+        who: Who,
+        args: &[&str],
+        env: &[(String, String)],
+        stderr: &Path,
+        events: Sender<(Who, Stamped)>,
+    ) -> anyhow::Result<Self> {
+        let me = std::env::current_exe().context("this program's own path is not known")?;
+        let log = File::options().create(true).append(true).open(stderr)?;
+        let mut command = Command::new(me);
+        command
+            .args(args)
+            .envs(env.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            // A Ctrl-C is for the lab, which then stops its parts in order.
+            .process_group(0);
+        die_with_parent(&mut command);
+        let mut child = command.spawn().context("a part of the site can't be started")?;
+        let stdout = child.stdout.take();
+        let reader = stdout.map(|stdout| {
+            std::thread::spawn(move || {
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    match serde_json::from_str(&line) {
+                        Ok(event) => {
+                            if events.send((who, event)).is_err() {
+                                return;
+                            }
+                        }
+                        Err(_) => tracing::debug!(?who, line, "not an event"),
+                    }
+                }
+            })
+        });
+        Ok(Self { child, reader })
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// SIGKILL, as when its host dies. Returns after it is gone and its last events are read.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+
+    /// SIGTERM, then SIGKILL for one that does not listen.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.ended().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            self.stop();
+        }
+    }
+}
+
+/// A lab that is killed leaves nothing behind: its parts die with the thread that started them.
+#[allow(unsafe_code)]
+fn die_with_parent(command: &mut Command) {
+    // SAFETY: prctl(2) is async-signal-safe and touches nothing of the parent's memory.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            Ok(())
+        });
+    }
+}

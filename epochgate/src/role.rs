@@ -1,0 +1,100 @@
+//! What a source and a standby have in common as processes: their events, and the socket that answers `epochgate status`.
+//!
+//! The socket is `{runtime_dir}/{role}-{vm}.sock`: whoever connects gets the present [`Status`] as one JSON object.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use coordinator::report::{Reporter, Stamped, Status};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::exit::Usage;
+use crate::output;
+
+/// A running role. Its socket is removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Role {
+    status: Arc<Mutex<Status>>,
+    socket: PathBuf,
+    json: bool,
+}
+
+impl Role {
+    /// Starts answering `epochgate status`. Fails if the same role already runs for this VM.
+    pub(crate) async fn start(
+        role: &str,
+        vm: &str,
+        runtime_dir: &Path,
+        json: bool,
+    ) -> anyhow::Result<Self> {
+        let socket = runtime_dir.join(format!("{role}-{vm}.sock"));
+        if UnixStream::connect(&socket).await.is_ok() {
+            return Err(Usage(format!(
+                "a {role} of \"{vm}\" already runs on this host (it answers at {}); stop it first",
+                socket.display()
+            ))
+            .into());
+        }
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket)
+            .with_context(|| format!("the status socket {} can't be made", socket.display()))?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+        let status = Arc::new(Mutex::new(Status::new(role, vm)));
+        tokio::spawn(answer(listener, Arc::clone(&status)));
+        Ok(Self {
+            status,
+            socket,
+            json,
+        })
+    }
+
+    /// Keeps the status, and prints events if that was asked for.
+    pub(crate) fn reporter(&self) -> Reporter {
+        let (status, json) = (Arc::clone(&self.status), self.json);
+        Arc::new(move |event: Stamped| {
+            let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
+            status.apply(&event.report);
+            if json {
+                output::event_line(&event);
+            }
+        })
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+async fn answer(listener: UnixListener, status: Arc<Mutex<Status>>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let text = {
+            let status = status.lock().unwrap_or_else(PoisonError::into_inner);
+            serde_json::to_vec(&*status).unwrap_or_default()
+        };
+        // The asker may be gone; nothing depends on it.
+        let _ = stream.write_all(&text).await;
+    }
+}
+
+/// Makes the runtime directory, for its owner only, if it is missing.
+pub(crate) fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| {
+            format!(
+                "the runtime directory {} can't be made; set `runtime_dir` to one that you may write",
+                dir.display()
+            )
+        })
+        .map_err(crate::exit::usage)
+}
