@@ -11,7 +11,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Requests of one connection that wait for storage or for the client to take its answer. QEMU sends 16 at most, fio up to its depth.
     pub max_in_flight: usize,
-    /// Payload bytes of those requests, both ways. It must be at least two requests of the greatest size.
+    /// Payload bytes of those requests, both ways: two of the greatest size, or one and many small ones. A request that is larger than this
+    /// alone is served alone.
     pub max_in_flight_bytes: usize,
     /// Requests of one connection on workers at once. One client with slow storage must not take all workers.
     pub max_workers_per_connection: usize,

@@ -8,9 +8,10 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
-use nbd_common::{FLUSH, READ, Served, WRITE, at_end};
+use nbd_common::{DISC, FLUSH, READ, Served, WRITE, at_end};
 use nbd_server::export::{Export, ExportInfo, IoError};
 use nbd_server::limits::Limits;
 use nbd_server::server::{ListenAddress, ListenError};
@@ -250,12 +251,31 @@ fn a_stop_answers_what_is_under_way_and_then_closes() {
             !served.socket().exists(),
             "the socket is removed before connections end"
         );
+        give_the_server_a_chance_to_be_hasty();
         export.open();
         let answer = client.receive(|_| 0);
         assert_eq!((answer.cookie, answer.error), (7, 0));
         assert!(client.at_end());
     });
     assert_eq!(served.server.connections(), 0);
+}
+
+/// A server that doesn't wait for requests under way would have closed by then; nothing depends on how long it takes.
+fn give_the_server_a_chance_to_be_hasty() {
+    std::thread::sleep(Duration::from_millis(200));
+}
+
+#[test]
+fn a_goodbye_waits_for_the_answers_before_it() {
+    let (served, export) = gated(Limits::default());
+    let mut client = served.client("disk", true);
+    client.send(FLUSH, 0, 7, 0, 0);
+    client.send(DISC, 0, 0, 0, 0);
+    export.until_waiting(1);
+    give_the_server_a_chance_to_be_hasty();
+    export.open();
+    assert_eq!(client.receive(|_| 0).cookie, 7);
+    assert!(client.at_end());
 }
 
 #[test]

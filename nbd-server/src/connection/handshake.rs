@@ -17,13 +17,22 @@ pub(super) struct Attachment {
     pub rules: Rules,
 }
 
+#[derive(Clone, Copy)]
+struct Deadline {
+    start: Instant,
+    limit: Duration,
+}
+
 /// Negotiates until the client has attached, or has left (`None`).
 pub(super) fn negotiate(
     socket: &Arc<Socket>,
     input: &mut ReceiveBuffer,
     context: &Context,
 ) -> Result<Option<Attachment>, ConnectionError> {
-    let deadline = Instant::now() + context.limits.handshake_timeout;
+    let deadline = Deadline {
+        start: Instant::now(),
+        limit: context.limits.handshake_timeout,
+    };
     let mut out = Vec::new();
     let mut negotiation = Negotiation::start(&mut out);
     loop {
@@ -98,7 +107,7 @@ fn attach(
     context.directory.open(name, cutter)
 }
 
-fn send(socket: &Socket, out: &mut Vec<u8>, deadline: Instant) -> Result<(), ConnectionError> {
+fn send(socket: &Socket, out: &mut Vec<u8>, deadline: Deadline) -> Result<(), ConnectionError> {
     if !out.is_empty() {
         limit(socket, deadline)?;
         socket.send_all(out).map_err(handshake_error)?;
@@ -107,8 +116,8 @@ fn send(socket: &Socket, out: &mut Vec<u8>, deadline: Instant) -> Result<(), Con
     Ok(())
 }
 
-fn limit(socket: &Socket, deadline: Instant) -> Result<(), ConnectionError> {
-    let left = deadline.saturating_duration_since(Instant::now());
+fn limit(socket: &Socket, deadline: Deadline) -> Result<(), ConnectionError> {
+    let left = deadline.limit.saturating_sub(deadline.start.elapsed());
     // The kernel counts in its ticks, and takes zero for "no limit".
     if left < Duration::from_millis(1) {
         return Err(ConnectionError::HandshakeTimeout);

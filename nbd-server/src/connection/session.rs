@@ -253,7 +253,9 @@ impl Session {
         self.lane.submit(move || {
             let mut reply = vec![0; head + size];
             let (reply_head, data) = reply.split_at_mut(head);
-            match export.read(offset, data) {
+            let outcome = export.read(offset, data);
+            drop(export);
+            match outcome {
                 Ok(()) => {
                     pending
                         .rules
@@ -276,6 +278,8 @@ impl Session {
         let export = Arc::clone(&self.export);
         self.lane.submit(move || {
             let outcome = work(export.as_ref());
+            // The last answer lets the connection end, and with it the attachment: nothing here may outlive that.
+            drop(export);
             pending.answer(outcome);
         });
     }
