@@ -77,3 +77,6 @@ pub(crate) struct Position {
 pub(crate) const fn round_to_sector(len: u64) -> u64 {
     len.next_multiple_of(SECTOR)
 }
+
+#[cfg(test)]
+mod tests;

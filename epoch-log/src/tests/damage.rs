@@ -1,1 +1,269 @@
+//! Damage at rest: a flipped bit, a lost sector, a lost file. Each is healed from a second copy, touches nothing that counts, or is
+//! named; it is never silent loss.
 
+use std::{collections::BTreeMap, path::Path};
+
+use super::model::{
+    Call, Durable, Owned, OwnedContent, durable, open, pattern, restore, run, snapshot,
+};
+use crate::{
+    Damage, DamageKind, LogError, disk::LogDir, format::Position, inspect, scan::scan, segment,
+};
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// A log of several segments with applied, unapplied and uncommitted epochs.
+fn sample() -> (Files, Durable) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut slot = Some(open(dir.path()).unwrap().0);
+    let mut call = |call: Call| run(&mut slot, dir.path(), &call).unwrap();
+    let extents = |len: usize, fill: u8| {
+        let data = |disk, offset, len, fill| Owned {
+            disk,
+            offset,
+            len: len as u64,
+            content: OwnedContent::Data(pattern(len, fill)),
+        };
+        let zero = Owned {
+            disk: 1,
+            offset: 4096,
+            len: 8192,
+            content: OwnedContent::Zero,
+        };
+        vec![data(0, 100, len, fill), zero, data(1, 700, 900, fill)]
+    };
+    call(Call::Raise { owner: Some(1) });
+    for (number, len) in [(1, 1000), (2, 6000), (3, 300), (4, 5000), (5, 2500)] {
+        call(Call::Append {
+            ahead: 0,
+            extents: extents(len, number),
+        });
+        call(Call::Append {
+            ahead: 1,
+            extents: extents(600, number + 100),
+        });
+        call(Call::Commit { standby: Some(1) });
+        if number == 2 {
+            call(Call::Applied { behind: 1 });
+        }
+    }
+    call(Call::Commit { standby: Some(1) });
+    drop(slot);
+    let (log, _) = open(dir.path()).unwrap();
+    let expected = durable(&log);
+    drop(log);
+    assert_eq!(expected.epochs.len(), 5);
+    (snapshot(dir.path()), expected)
+}
+
+/// Start of every record and header of a log.
+fn records(dir: &Path) -> Vec<Position> {
+    let log_dir = LogDir::open(dir).unwrap();
+    let listing = segment::list(&log_dir).unwrap();
+    let mut starts: Vec<Position> = listing
+        .segments
+        .iter()
+        .map(|segment| Position {
+            segment: *segment,
+            offset: 0,
+        })
+        .collect();
+    scan(&log_dir, &listing.segments, false, &mut |at, _| {
+        starts.push(at)
+    })
+    .unwrap();
+    starts.sort_unstable();
+    starts
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Harmless,
+    Healed,
+    Damaged(Damage),
+}
+
+/// Opens a log with something wrong; checks that nothing is lost silently.
+fn examine(files: &Files, expected: &Durable, what: &str) -> Found {
+    let dir = restore(files);
+    let verdict = inspect::verify(dir.path()).unwrap();
+    match open(dir.path()) {
+        Ok((log, recovered)) => {
+            assert!(verdict.is_whole(), "{what}: {verdict:?}");
+            assert_eq!(&durable(&log), expected, "{what}: silent loss");
+            drop(log);
+            assert!(
+                inspect::verify(dir.path()).unwrap().repairable.is_empty(),
+                "{what}: not healed"
+            );
+            if recovered.repaired_sectors > 0 {
+                Found::Healed
+            } else {
+                Found::Harmless
+            }
+        }
+        Err(LogError::Damaged(damage)) => {
+            assert_eq!(verdict.damages.first(), Some(&damage), "{what}");
+            let mut after = snapshot(dir.path());
+            after.retain(|name, _| files.contains_key(name));
+            assert_eq!(&after, files, "{what}: a damaged log was changed");
+            Found::Damaged(damage)
+        }
+        Err(other) => panic!("{what}: {other}"),
+    }
+}
+
+fn segments(files: &Files) -> Vec<(u64, String)> {
+    let names = files.keys().filter(|name| name.ends_with(".seg"));
+    names
+        .map(|name| (name.trim_end_matches(".seg").parse().unwrap(), name.clone()))
+        .collect()
+}
+
+#[test]
+fn a_flipped_bit_is_never_silent_loss() {
+    let (files, expected) = sample();
+    let starts = records(restore(&files).path());
+    let (mut healed, mut damaged) = (0, 0);
+    for (number, name) in segments(&files) {
+        let len = files[&name].len();
+        // Other fields of the first bytes in each sector, and then some: together they hit all.
+        let offsets = (0..len)
+            .step_by(512)
+            .enumerate()
+            .flat_map(|(number, sector)| {
+                let fields = [
+                    0, 9, 16, 17, 20, 25, 33, 41, 50, 64, 73, 80, 90, 97, 104, 130, 300, 505,
+                ];
+                let some = fields.into_iter().skip(number % 6).step_by(6);
+                some.chain([511]).map(move |byte| sector + byte)
+            });
+        for offset in offsets.filter(|offset| *offset < len) {
+            let mut files = files.clone();
+            files.get_mut(&name).unwrap()[offset] ^= 1 << (offset % 8);
+            let at = Position {
+                segment: number,
+                offset: offset as u64,
+            };
+            match examine(&files, &expected, &format!("bit flipped at {at:?}")) {
+                Found::Harmless => {}
+                Found::Healed => healed += 1,
+                Found::Damaged(damage) => {
+                    damaged += 1;
+                    let record = starts.iter().rev().find(|start| **start <= at).unwrap();
+                    assert_eq!(
+                        (damage.segment, damage.offset),
+                        (record.segment, record.offset),
+                        "{at:?}"
+                    );
+                    assert!(
+                        damage
+                            .epoch
+                            .is_some_and(|epoch| expected.epochs.contains_key(&epoch)),
+                        "{damage}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(
+        healed > 100 && damaged > 100,
+        "{healed} healed, {damaged} damaged: the log was too small"
+    );
+}
+
+#[test]
+fn a_lost_physical_sector_is_never_silent_loss() {
+    let (files, expected) = sample();
+    for (_, name) in segments(&files) {
+        for start in (0..files[&name].len()).step_by(4096) {
+            for fill in [0, 0xff] {
+                let mut files = files.clone();
+                files.get_mut(&name).unwrap()[start..]
+                    .iter_mut()
+                    .take(4096)
+                    .for_each(|byte| *byte = fill);
+                examine(
+                    &files,
+                    &expected,
+                    &format!("{fill} over the sector at {start} of {name}"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_segment_is_named() {
+    let (files, expected) = sample();
+    let segments = segments(&files);
+    let (newest, others) = segments.split_last().unwrap();
+    assert!(others.len() > 1 && newest.0 > 2);
+    for (number, name) in others {
+        let mut files = files.clone();
+        files.remove(name);
+        match examine(&files, &expected, &format!("{name} is missing")) {
+            // Without the oldest, the next one is to blame: that there was one before can't be known.
+            Found::Damaged(damage) => assert!(
+                damage.segment == *number || damage.segment == number + 1,
+                "{damage}"
+            ),
+            Found::Harmless => assert_eq!(
+                *number, segments[0].0,
+                "only what is applied may be missing"
+            ),
+            Found::Healed => panic!("a segment has no second copy"),
+        }
+    }
+}
+
+#[test]
+fn a_segment_of_another_log_is_refused() {
+    let (mut files, expected) = sample();
+    let (other, _) = sample();
+    let (number, name) = segments(&files)[1].clone();
+    files.insert(name.clone(), other[&name].clone());
+    let Found::Damaged(damage) = examine(&files, &expected, "foreign segment") else {
+        panic!("not noticed")
+    };
+    assert_eq!(
+        (damage.segment, damage.what),
+        (number, DamageKind::SegmentForeign)
+    );
+}
+
+#[test]
+fn losing_both_copies_of_a_commit_record_is_noticed_when_data_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut slot = Some(open(dir.path()).unwrap().0);
+    let extent = Owned {
+        disk: 0,
+        offset: 0,
+        len: 512,
+        content: OwnedContent::Data(pattern(512, 1)),
+    };
+    let mut call = |call: Call| run(&mut slot, dir.path(), &call).unwrap();
+    call(Call::Append {
+        ahead: 0,
+        extents: vec![extent.clone()],
+    });
+    call(Call::Commit { standby: None });
+    call(Call::Append {
+        ahead: 0,
+        extents: vec![extent],
+    });
+    drop(slot);
+    let commit = records(dir.path())[2];
+    let mut files = snapshot(dir.path());
+    let bytes = files.get_mut(&segment::file_name(1)).unwrap();
+    let at = usize::try_from(commit.offset).unwrap();
+    bytes[at..at + 4608].fill(0);
+    let dir = restore(&files);
+    let Err(LogError::Damaged(damage)) = open(dir.path()) else {
+        panic!("not noticed")
+    };
+    assert_eq!(
+        (damage.segment, damage.offset, damage.what),
+        (1, commit.offset, DamageKind::StateMissing)
+    );
+}

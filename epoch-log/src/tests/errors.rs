@@ -1,1 +1,93 @@
+//! Every error: each change of a file of a history fails once, with a full disk or an I/O error. After a full disk the log goes on as
+//! if nothing had been; after any other error it refuses to go on, and opening it again finds the state before or after the call.
 
+use proptest::{prelude::*, test_runner::TestRunner};
+
+use super::model::{Call, Model, call, durable, open, run};
+use crate::{LogError, faults};
+
+const EIO: i32 = libc::EIO;
+const ENOSPC: i32 = libc::ENOSPC;
+
+/// Runs a history in which change number `at` fails. Returns how many changes there were, and whether any call failed.
+fn run_with_fault(calls: &[Call], at: usize, errno: i32) -> (usize, bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = Model::new();
+    let mut failed = false;
+    faults::start(Some((at, errno)));
+    let mut slot = open(dir.path()).ok().map(|(log, _)| log);
+    if slot.is_none() {
+        failed = true;
+        slot = Some(open(dir.path()).unwrap().0);
+    }
+    for call in calls {
+        let before = model.clone();
+        let expected = model.call(call);
+        let result = run(&mut slot, dir.path(), call);
+        let what = format!("{call:?} with error {errno} at change {at} gave {result:?}");
+        match result {
+            Ok(()) => assert!(expected, "{what}"),
+            Err(LogError::HolderPresent { .. } | LogError::Uncommitted { .. }) => {
+                assert!(!expected, "{what}")
+            }
+            Err(LogError::Full { .. }) if slot.is_some() && !matches!(call, Call::CleanStop) => {
+                failed = true;
+                assert_eq!(durable(slot.as_ref().unwrap()), before.durable, "{what}");
+                run(&mut slot, dir.path(), call).unwrap();
+            }
+            Err(_) => {
+                failed = true;
+                if slot.as_ref().is_some_and(crate::EpochLog::is_poisoned) {
+                    let log = slot.as_mut().unwrap();
+                    let refused =
+                        log.commit(log.state().generation, log.state().committed.next(), None);
+                    assert!(matches!(refused, Err(LogError::Poisoned { .. })), "{what}");
+                }
+                drop(slot.take());
+                let (log, _) = open(dir.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let found = durable(&log);
+                assert!(found == before.durable || found == model.durable, "{what}");
+                model = Model {
+                    durable: found,
+                    pending: std::collections::BTreeMap::new(),
+                };
+                slot = Some(log);
+            }
+        }
+        assert_eq!(durable(slot.as_ref().unwrap()), model.durable, "{what}");
+    }
+    let ops = faults::stop();
+    drop(slot);
+    assert_eq!(
+        durable(&open(dir.path()).unwrap().0),
+        model.durable,
+        "error {errno} at change {at}"
+    );
+    (ops.len(), failed)
+}
+
+#[test]
+fn every_failing_change_of_random_histories_is_survived() {
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 6,
+        ..ProptestConfig::default()
+    });
+    runner
+        .run(&prop::collection::vec(call(), 8..16), |calls| {
+            for errno in [EIO, ENOSPC] {
+                let mut at = 0;
+                let mut failures = 0_usize;
+                loop {
+                    let (ops, failed) = run_with_fault(&calls, at, errno);
+                    failures += usize::from(failed);
+                    at += 1;
+                    if at >= ops {
+                        break;
+                    }
+                }
+                prop_assert!(failures > 0, "no change has failed");
+            }
+            Ok(())
+        })
+        .unwrap();
+}

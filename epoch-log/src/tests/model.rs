@@ -37,11 +37,21 @@ pub struct Owned {
     pub content: OwnedContent,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum OwnedContent {
     Data(Vec<u8>),
     Zero,
     Trim,
+}
+
+impl std::fmt::Debug for OwnedContent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Data(data) => write!(f, "Data({:x})", xxhash_rust::xxh3::xxh3_64(data)),
+            Self::Zero => f.write_str("Zero"),
+            Self::Trim => f.write_str("Trim"),
+        }
+    }
 }
 
 impl Owned {
@@ -229,7 +239,8 @@ pub fn run(slot: &mut Option<EpochLog>, dir: &Path, call: &Call) -> Result<(), L
             let stopped = slot.take().unwrap().close_clean();
             let (log, recovered) = open(dir)?;
             *slot = Some(log);
-            assert_eq!(recovered.clean, stopped.is_ok());
+            // A stop that failed may still have reached the disk.
+            assert!(recovered.clean || stopped.is_err());
             stopped
         }
     }
