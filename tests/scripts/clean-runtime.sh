@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Removes the working directories that demo, tests and benchmarks leave behind when they are killed: epochgate-* in
+# Removes the working files and folders that demo, tests and benchmarks leave behind when they are killed: epochgate-* in
 # the temporary directory and in /dev/shm. Leaves alone what a running process still uses, and names it.
 set -euo pipefail
 shopt -s nullglob
@@ -7,7 +7,7 @@ shopt -s nullglob
 for dir in "${TMPDIR:-/tmp}"/epochgate-* /dev/shm/epochgate-*; do
   [ -O "$dir" ] || continue
   # The path goes in by standard input: as an argument it would make grep find itself.
-  users=$(grep -lsF -f - /proc/[0-9]*/{maps,cmdline} <<<"$dir/" | awk -F/ '{print $3}' | sort -un | tr '\n' ' ' || true)
+  users=$(grep -lsF -f - /proc/[0-9]*/{maps,cmdline} <<<"$dir" | awk -F/ '{print $3}' | sort -un | tr '\n' ' ' || true)
   if [ -n "$users" ]; then
     echo "kept $dir: in use by process $users"
   else
