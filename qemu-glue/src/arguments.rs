@@ -166,6 +166,12 @@ pub(crate) fn check_extra(description: &VmDescription) -> Result<(), String> {
             "extra_args contains \"{object}\": all guest memory must be the one shared file that Epochgate makes; remove it and set memory_mib"
         ));
     }
+    if let Some(disk) = writable_disk(args) {
+        return Err(format!(
+            "extra_args contains \"{disk}\": what the guest writes there is not held in epochs and would not go back \
+             with its memory; let the gateway serve it, or make it read-only"
+        ));
+    }
     if let Some(device) = args
         .iter()
         .find(|a| a.contains("vfio") || a.contains("ivshmem"))
@@ -188,4 +194,26 @@ pub(crate) fn check_extra(description: &VmDescription) -> Result<(), String> {
 pub(crate) fn second_process(args: &[String]) -> Option<&String> {
     args.iter()
         .find(|a| a.contains("vhost-user") || a.contains("virtiofsd"))
+}
+
+/// The argument that gives the guest a disk of its own to write to. Flash (the firmware's variables) may be: its content
+/// travels with the device state.
+fn writable_disk(args: &[String]) -> Option<&String> {
+    const WHOLE_DISKS: &[&str] = &["hda", "hdb", "hdc", "hdd", "sd", "fda", "fdb", "mtdblock"];
+    const HARMLESS: &[&str] = &[
+        "readonly=on",
+        "read-only=on",
+        "\"read-only\":true",
+        "media=cdrom",
+        "if=pflash",
+    ];
+    args.iter()
+        .zip(args.iter().skip(1))
+        .find_map(|(option, value)| {
+            let name = option.strip_prefix('-')?.trim_start_matches('-');
+            let compact: String = value.chars().filter(|c| !c.is_whitespace()).collect();
+            let described = name == "drive" || name == "blockdev";
+            let writable = described && !HARMLESS.iter().any(|word| compact.contains(word));
+            (writable || WHOLE_DISKS.contains(&name)).then_some(value)
+        })
 }

@@ -77,3 +77,53 @@ impl DirtyTracker for PageHashTracker {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::description::Role;
+
+    fn tracked() -> (tempfile::TempDir, Arc<GuestRam>, PageHashTracker) {
+        let dir = tempfile::tempdir().unwrap();
+        let ram = Arc::new(GuestRam::create(dir.path(), "hash", Role::Source, 1 << 20).unwrap());
+        let tracker = PageHashTracker::new(Arc::clone(&ram));
+        (dir, ram, tracker)
+    }
+
+    fn scan(tracker: &mut PageHashTracker) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        tracker.scan(&mut found).unwrap();
+        found
+            .iter()
+            .map(|range| (range.offset / PAGE_SIZE, range.len / PAGE_SIZE))
+            .collect()
+    }
+
+    #[test]
+    fn neighbours_join_and_are_reported_once() {
+        let (_dir, ram, mut tracker) = tracked();
+        tracker.start().unwrap();
+        ram.write(PAGE_SIZE, &[1; 2 * PAGE]).unwrap();
+        ram.write(255 * PAGE_SIZE + 4095, &[1]).unwrap();
+        assert_eq!(scan(&mut tracker), [(1, 2), (255, 1)]);
+        assert_eq!(scan(&mut tracker), []);
+    }
+
+    #[test]
+    fn a_page_that_changed_around_its_base_copy_and_back_is_dirty() {
+        let (_dir, ram, mut tracker) = tracked();
+        ram.write(0, &[1; PAGE]).unwrap();
+        tracker.start().unwrap();
+        // The base copy sees the page while it is 2.
+        let range = PageRange {
+            offset: 0,
+            len: PAGE_SIZE,
+        };
+        tracker.copied(range, &[2; PAGE]);
+        assert_eq!(scan(&mut tracker), [(0, 1)]);
+        // And what it took as it still is, is clean.
+        tracker.copied(range, &[1; PAGE]);
+        assert_eq!(scan(&mut tracker), []);
+    }
+}

@@ -29,7 +29,8 @@ pub struct SourceVm {
     begun: Option<<MigrateStream as DeviceState>::Begun>,
 }
 
-/// A stopped VM in the middle of a checkpoint. When this is dropped without [`Stopped::resume`], the VM stays stopped.
+/// A stopped VM in the middle of a checkpoint. When this is dropped without [`Stopped::resume`], the VM stays stopped;
+/// QEMU takes the next checkpoint only after a [`SourceVm::resume`].
 #[derive(Debug)]
 pub struct Stopped<'a> {
     vm: &'a mut SourceVm,
@@ -38,7 +39,7 @@ pub struct Stopped<'a> {
 }
 
 impl SourceVm {
-    /// Starts QEMU with a new RAM file. The guest does not run yet: call [`SourceVm::resume`].
+    /// Starts QEMU with a new RAM file. ([`GuestRam::remove_stale`] first gives back what killed processes left.) The guest does not run yet: call [`SourceVm::resume`].
     ///
     /// # Errors
     /// A description that can't be protected, no space for the RAM file, or QEMU's own reason why it doesn't start.

@@ -237,6 +237,11 @@ fn bad_descriptions_are_refused_with_advice() {
             |d| extra(d, "-object memory-backend-file,id=x,size=1G,share=on"),
             "must be the one shared file",
         ),
+        (
+            |d| extra(d, "-drive file=a.img,format=raw"),
+            "let the gateway serve it",
+        ),
+        (|d| extra(d, "-hda a.img"), "let the gateway serve it"),
         (|d| extra(d, "-device vfio-pci,host=1"), "can't be tracked"),
         (
             |d| {
@@ -246,6 +251,12 @@ fn bad_descriptions_are_refused_with_advice() {
             "set dirty_tracker = \"hash\"",
         ),
     ];
+    let mut harmless = good.clone();
+    extra(
+        &mut harmless,
+        "-cdrom a.iso -drive file=b.iso,media=cdrom -drive if=pflash,file=vars.fd",
+    );
+    harmless.validate(&[]).unwrap();
     for (change, expected) in cases {
         let mut description = good.clone();
         change(&mut description);
