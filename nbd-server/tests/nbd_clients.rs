@@ -205,6 +205,7 @@ fn fio_finds_every_block_as_it_wrote_it() {
                 "--randseed=7",
                 "--verify_backlog=1024",
                 "--output-format=terse",
+                "--verify_state_save=0",
             ],
         );
     }
