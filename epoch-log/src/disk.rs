@@ -6,6 +6,7 @@ use std::{
     io::{self, IoSlice},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
@@ -18,6 +19,9 @@ use crate::faults::{self, Op};
 
 /// Most slices in one `pwritev` (Linux: `UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;
+
+/// What a bad sector makes unreadable: the page cache reads no less than this.
+const READ_BLOCK: u64 = 4096;
 
 /// The directory of a log.
 #[derive(Debug)]
@@ -71,10 +75,7 @@ impl LogDir {
             .create(true)
             .truncate(true)
             .open(path)?;
-        Ok(LogFile {
-            name: name.to_owned(),
-            file,
-        })
+        Ok(LogFile::new(name, file))
     }
 
     /// Opens a file for reading and writing.
@@ -83,18 +84,12 @@ impl LogDir {
             .read(true)
             .write(true)
             .open(self.path.join(name))?;
-        Ok(LogFile {
-            name: name.to_owned(),
-            file,
-        })
+        Ok(LogFile::new(name, file))
     }
 
     /// Opens a file for reading only.
     pub fn open_file_read_only(&self, name: &str) -> io::Result<LogFile> {
-        Ok(LogFile {
-            name: name.to_owned(),
-            file: File::open(self.path.join(name))?,
-        })
+        Ok(LogFile::new(name, File::open(self.path.join(name))?))
     }
 
     /// Gives `file` another name.
@@ -141,12 +136,27 @@ impl LogDir {
 pub(crate) struct LogFile {
     name: String,
     file: File,
+    /// Where the last block ends that could not be read; 0 if all could.
+    unreadable_end: AtomicU64,
 }
 
 impl LogFile {
+    fn new(name: &str, file: File) -> Self {
+        Self {
+            name: name.to_owned(),
+            file,
+            unreadable_end: AtomicU64::new(0),
+        }
+    }
+
     /// Name in the directory.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where the last block ends that could not be read so far.
+    pub fn unreadable_end(&self) -> Option<u64> {
+        Some(self.unreadable_end.load(Ordering::Relaxed)).filter(|end| *end > 0)
     }
 
     /// Length in bytes.
@@ -154,8 +164,45 @@ impl LogFile {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Fills `buffer` as far as the file goes; returns how much that is.
+    /// Fills `buffer` as far as the file goes; returns how much that is. Blocks that the disk can't read come as zeros: their
+    /// checksums don't match then, and what has a second copy is read from that.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self.read_plain(buffer, offset) {
+            Err(error) if is_unreadable(&error) => {}
+            other => return other,
+        }
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let to_boundary = READ_BLOCK - at % READ_BLOCK;
+            let end = done.saturating_add(usize::try_from(to_boundary).unwrap_or(usize::MAX));
+            let end = end.min(buffer.len());
+            let Some(block) = buffer.get_mut(done..end) else {
+                break;
+            };
+            match self.read_plain(block, at) {
+                Ok(got) if got < block.len() => return Ok(done + got),
+                Ok(_) => {}
+                Err(error) if is_unreadable(&error) => {
+                    tracing::warn!(
+                        file = self.name,
+                        offset = at,
+                        "the disk can't read a block of the epoch log"
+                    );
+                    block.fill(0);
+                    let end = at + block.len() as u64;
+                    self.unreadable_end.fetch_max(end, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+            done = end;
+        }
+        Ok(done)
+    }
+
+    fn read_plain(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        faults::check_readable(offset, buffer.len())?;
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.file.read_at(rest, offset + done as u64) {
@@ -229,4 +276,8 @@ impl LogFile {
 pub(crate) fn means_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }

@@ -286,6 +286,9 @@ pub enum DamageKind {
     /// Data records of a committed epoch are missing or unreadable.
     #[error("data of a committed epoch is missing")]
     DataMissing,
+    /// The disk can't read the end of the log, which may hold a commit record.
+    #[error("the disk can't read it, and it may hold a committed epoch")]
+    Unreadable,
     /// The payload of a committed data record does not match its checksum.
     #[error("the data does not match its checksum")]
     DataChecksum,

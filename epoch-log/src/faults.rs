@@ -70,3 +70,22 @@ pub(crate) fn stop() -> Vec<Op> {
 pub(crate) fn count() -> usize {
     WATCH.with_borrow(|watch| watch.as_ref().map_or(0, |watch| watch.ops.len()))
 }
+
+thread_local! {
+    static UNREADABLE: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
+/// From now on the 4 KiB at `block` of every file can't be read on this thread; none with `None`.
+pub(crate) fn make_unreadable(block: Option<u64>) {
+    UNREADABLE.set(block);
+}
+
+/// Called before each read on this thread.
+pub(crate) fn check_readable(offset: u64, len: usize) -> io::Result<()> {
+    match UNREADABLE.get() {
+        Some(block) if offset < block + 4096 && block < offset + len as u64 => {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        _ => Ok(()),
+    }
+}

@@ -51,6 +51,7 @@ mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;
+mod writing;
 
 pub use error::{Damage, DamageKind, DiskMismatch, LogError};
 pub use extent::{Content, Extent, ExtentKind};

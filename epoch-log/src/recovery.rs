@@ -96,6 +96,8 @@ pub(crate) struct Fold {
     /// Where the last state record ends.
     state_end: Position,
     last_hole: Option<Position>,
+    /// Where the last place ends that the disk could not read.
+    unreadable_end: Option<Position>,
     clean: bool,
     damages: Vec<Damage>,
 }
@@ -125,6 +127,7 @@ impl Fold {
                 offset: 0,
             },
             last_hole: None,
+            unreadable_end: None,
             clean: false,
             damages: Vec::new(),
         }
@@ -182,6 +185,12 @@ impl Fold {
     /// No valid record from `at` on, up to whatever comes next.
     pub fn hole(&mut self, at: Position) {
         self.last_hole = Some(at);
+    }
+
+    /// The disk could not read something that ends at `end`. No crash does that: where it could be a committed record, it must not be
+    /// taken for an unfinished end.
+    pub fn unreadable(&mut self, end: Position) {
+        self.unreadable_end = self.unreadable_end.max(Some(end));
     }
 
     /// The next data record.
@@ -249,6 +258,15 @@ impl Fold {
         let incomplete = self.incomplete.split_off(&applied.next());
         for (epoch, at) in incomplete {
             self.damage(at, Some(epoch), DamageKind::DataMissing);
+        }
+        if self.unreadable_end.is_some_and(|end| end > self.state_end) {
+            let at = self.last_hole.filter(|hole| *hole >= self.state_end);
+            let at = at.unwrap_or(self.state_end);
+            self.damage(
+                at,
+                Some(self.state.committed.next()),
+                DamageKind::Unreadable,
+            );
         }
         // With a state record already missing, what follows from it is not worth a report for each epoch.
         if !self

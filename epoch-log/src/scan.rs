@@ -137,6 +137,12 @@ impl Scan<'_> {
         self.fold.segment(&header, records_start);
         self.records(&mut window, header.key, records_start)
             .map_err(fail)?;
+        if let Some(end) = file.unreadable_end() {
+            self.fold.unreadable(Position {
+                segment: number,
+                offset: end,
+            });
+        }
         self.segments.insert(
             number,
             ScannedSegment {

@@ -7,7 +7,8 @@ use super::model::{
     Call, Durable, Owned, OwnedContent, durable, open, pattern, restore, run, snapshot,
 };
 use crate::{
-    Damage, DamageKind, LogError, disk::LogDir, format::Position, inspect, scan::scan, segment,
+    Damage, DamageKind, LogError, disk::LogDir, faults, format::Position, inspect, scan::scan,
+    segment,
 };
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -265,5 +266,74 @@ fn losing_both_copies_of_a_commit_record_is_noticed_when_data_follows() {
     assert_eq!(
         (damage.segment, damage.offset, damage.what),
         (1, commit.offset, DamageKind::StateMissing)
+    );
+}
+
+#[test]
+fn an_unreadable_sector_is_healed_or_named() {
+    let (files, expected) = sample();
+    let longest = files.values().map(Vec::len).max().unwrap();
+    let (mut whole, mut damaged) = (0, 0);
+    for block in (0..longest as u64).step_by(4096) {
+        let dir = restore(&files);
+        faults::make_unreadable(Some(block));
+        let opened = open(dir.path());
+        // Writing a bad sector makes the disk put a good one in its place.
+        faults::make_unreadable(None);
+        match opened {
+            Ok((log, recovered)) => {
+                whole += usize::from(recovered.repaired_sectors > 0);
+                assert_eq!(durable(&log), expected, "block at {block}: silent loss");
+            }
+            Err(LogError::Damaged(_)) => damaged += 1,
+            Err(other) => panic!("block at {block}: {other}"),
+        }
+    }
+    assert!(
+        whole > 0 && damaged > 0,
+        "{whole} healed, {damaged} damaged"
+    );
+}
+
+#[test]
+fn an_unreadable_end_is_not_taken_for_an_unfinished_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut slot = Some(open(dir.path()).unwrap().0);
+    let extent = Owned {
+        disk: 0,
+        offset: 0,
+        len: 512,
+        content: OwnedContent::Data(pattern(512, 1)),
+    };
+    for call in [
+        Call::Append {
+            ahead: 0,
+            extents: vec![extent.clone()],
+        },
+        Call::Commit { standby: None },
+        Call::Append {
+            ahead: 0,
+            extents: vec![extent],
+        },
+    ] {
+        run(&mut slot, dir.path(), &call).unwrap();
+    }
+    drop(slot);
+    let before = snapshot(dir.path());
+    // Header copies and records: the first commit record begins at 9216, the last data record at 13824.
+    faults::make_unreadable(Some(12288));
+    let opened = open(dir.path());
+    faults::make_unreadable(None);
+    let Err(LogError::Damaged(damage)) = opened else {
+        panic!("not noticed")
+    };
+    assert_eq!(
+        (damage.offset, damage.what),
+        (13824, DamageKind::Unreadable)
+    );
+    assert_eq!(snapshot(dir.path()), before);
+    assert_eq!(
+        open(dir.path()).unwrap().0.state().committed,
+        crate::Epoch(1)
     );
 }
