@@ -75,7 +75,12 @@ pub(crate) struct ServeArgs {
     #[arg(long = "async")]
     pub async_mode: bool,
     /// Milliseconds between two epochs in async mode.
-    #[arg(long, value_name = "MS", default_value_t = 100, requires = "async_mode")]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 100,
+        requires = "async_mode"
+    )]
     pub epoch_interval: u64,
     /// Refuse writes.
     #[arg(long, conflicts_with = "async_mode")]

@@ -69,7 +69,10 @@ fn one(args: &FailoverArgs, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Out
     let mut site = Site::start(&args.lab)?;
     let result = play(&mut site, kill, rng);
     let bad = result.as_ref().map_or(true, |(outcome, _)| !outcome.good());
-    if args.keep && bad && let Some(kept) = site.keep() {
+    if args.keep
+        && bad
+        && let Some(kept) = site.keep()
+    {
         eprintln!("epochgate: kept {}", kept.display());
     }
     result
@@ -80,7 +83,10 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
         site.start_source(&[])?;
         until_protected(site, |_| {})?;
         until_witness_works(site, 50)?;
-        wait(site, Duration::from_micros(rng.random_range(200_000..1_500_000)))?;
+        wait(
+            site,
+            Duration::from_micros(rng.random_range(200_000..1_500_000)),
+        )?;
         let before = until_witness_works(site, 0)?;
         let killed_at = site.kill_source();
         (before, Some(killed_at))
@@ -179,9 +185,8 @@ impl Tally {
     }
 
     fn summary(&self, runs: u32, seed: u64) -> Value {
-        let part = |f: fn(&coordinator::report::Pause) -> u64| {
-            spread(self.pauses.iter().map(f).collect())
-        };
+        let part =
+            |f: fn(&coordinator::report::Pause) -> u64| spread(self.pauses.iter().map(f).collect());
         json!({
             "runs": runs,
             "resumed": self.resumed,
@@ -222,7 +227,10 @@ impl Tally {
         );
         for key in ["pause_ms", "detect_ms", "resume_ms", "failover_ms"] {
             let s = &summary[key];
-            println!("{key:>12}  p50 {:>8}  p99 {:>8}  max {:>8}", s["p50"], s["p99"], s["max"]);
+            println!(
+                "{key:>12}  p50 {:>8}  p99 {:>8}  max {:>8}",
+                s["p50"], s["p99"], s["max"]
+            );
         }
         println!(
             "QEMU {}, dirty pages by {}, seed {}",

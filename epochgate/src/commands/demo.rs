@@ -22,7 +22,10 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let result = play(args, &mut site, &stage);
     if args.keep || result.is_err() {
         if let Some(kept) = site.keep() {
-            eprintln!("epochgate: all configuration and logs are kept in {}", kept.display());
+            eprintln!(
+                "epochgate: all configuration and logs are kept in {}",
+                kept.display()
+            );
         }
     }
     let (before, outcome, seen) = result?;
@@ -37,7 +40,11 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn play(args: &DemoArgs, site: &mut Site, stage: &Stage) -> anyhow::Result<(Verdict, Outcome, Seen)> {
+fn play(
+    args: &DemoArgs,
+    site: &mut Site,
+    stage: &Stage,
+) -> anyhow::Result<(Verdict, Outcome, Seen)> {
     stage.say(&format!(
         "disks served over NBD from {}; booting a guest with {} MiB",
         site.path().display(),
@@ -116,7 +123,11 @@ impl Stage {
     fn say_at(&self, at_us: u64, text: &str) {
         if !self.quiet {
             let since = at_us.saturating_sub(self.began_us);
-            println!("{:>4}.{:03} s  {text}", since / 1_000_000, since / 1000 % 1000);
+            println!(
+                "{:>4}.{:03} s  {text}",
+                since / 1_000_000,
+                since / 1000 % 1000
+            );
         }
     }
 
@@ -124,7 +135,8 @@ impl Stage {
         if self.quiet {
             return ProgressBar::hidden();
         }
-        let style = ProgressStyle::with_template("            {msg} {wide_bar} {bytes}/{total_bytes}");
+        let style =
+            ProgressStyle::with_template("            {msg} {wide_bar} {bytes}/{total_bytes}");
         let bar = ProgressBar::new(total).with_message(what);
         match style {
             Ok(style) => bar.with_style(style),
@@ -239,7 +251,11 @@ impl Stage {
             "witness: {} blocks checked since, {} mismatches, memory {}, run {} goes on",
             outcome.blocks_checked,
             outcome.mismatches,
-            if outcome.witness_good { "good" } else { "NOT GOOD" },
+            if outcome.witness_good {
+                "good"
+            } else {
+                "NOT GOOD"
+            },
             before.run
         ));
         for complaint in &outcome.complaints {

@@ -63,7 +63,11 @@ fn explain(error: GatewayError) -> anyhow::Error {
         GatewayError::Group(_) | GatewayError::Control(_) => false,
     };
     let error = anyhow::Error::new(error).context("the gateway can't start");
-    if error_is_the_users { usage(error) } else { error }
+    if error_is_the_users {
+        usage(error)
+    } else {
+        error
+    }
 }
 
 /// A log of other images or one that is in use is a question of configuration; a damaged one is not.

@@ -50,7 +50,11 @@ pub(crate) fn rebind(args: &RebindArgs) -> anyhow::Result<ExitCode> {
     group
         .rebind()
         .with_context(|| format!("the log of \"{}\" stays as it was", args.group))?;
-    println!("the log of \"{}\" now belongs to the images of {}", args.group, args.config.display());
+    println!(
+        "the log of \"{}\" now belongs to the images of {}",
+        args.group,
+        args.config.display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -74,7 +78,11 @@ fn print_report(report: &Report) {
         state.committed,
         state.applied,
         mode(&state.mode),
-        if report.clean { "closed cleanly" } else { "in use or not closed cleanly" }
+        if report.clean {
+            "closed cleanly"
+        } else {
+            "in use or not closed cleanly"
+        }
     );
     for segment in &report.segments {
         println!("  segment {}  {}", segment.number, bytes(segment.bytes));
@@ -84,7 +92,12 @@ fn print_report(report: &Report) {
         ("not committed", &report.uncommitted),
     ] {
         for epoch in epochs {
-            println!("  epoch {}  {} in {} records, {what}", epoch.epoch, bytes(epoch.bytes), epoch.records);
+            println!(
+                "  epoch {}  {} in {} records, {what}",
+                epoch.epoch,
+                bytes(epoch.bytes),
+                epoch.records
+            );
         }
     }
     for entry in &report.history {
@@ -96,8 +109,16 @@ fn print_report(report: &Report) {
             entry.generation,
             entry.committed,
             entry.applied,
-            entry.owner.as_ref().map(|o| format!(", owner {o}")).unwrap_or_default(),
-            entry.holder.as_ref().map(|h| format!(", memory at {h}")).unwrap_or_default(),
+            entry
+                .owner
+                .as_ref()
+                .map(|o| format!(", owner {o}"))
+                .unwrap_or_default(),
+            entry
+                .holder
+                .as_ref()
+                .map(|h| format!(", memory at {h}"))
+                .unwrap_or_default(),
         );
     }
 }
@@ -108,7 +129,10 @@ fn mode(mode: &epoch_log::Mode) -> String {
         epoch_log::Mode::Async { holder: None } => "async mode".to_owned(),
         epoch_log::Mode::Async {
             holder: Some(holder),
-        } => format!("async mode, memory at {} since epoch {}", holder.standby, holder.since),
+        } => format!(
+            "async mode, memory at {} since epoch {}",
+            holder.standby, holder.since
+        ),
     }
 }
 
@@ -123,7 +147,10 @@ fn print_verdict(verdict: &Verdict) {
         );
     }
     if verdict.uncommitted_bytes > 0 {
-        println!("{} at the end were never committed", bytes(verdict.uncommitted_bytes));
+        println!(
+            "{} at the end were never committed",
+            bytes(verdict.uncommitted_bytes)
+        );
     }
     if verdict.is_whole() {
         println!("whole: everything that is committed is there");

@@ -20,7 +20,10 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn config(args: &ServeArgs) -> GatewayConfig {
-    let unix = args.unix.iter().map(|path| format!("unix:{}", path.display()));
+    let unix = args
+        .unix
+        .iter()
+        .map(|path| format!("unix:{}", path.display()));
     let tcp = args.tcp.iter().map(|address| format!("tcp:{address}"));
     let mut config = GatewayConfig {
         listen: unix.chain(tcp).collect(),

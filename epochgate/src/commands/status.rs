@@ -122,7 +122,11 @@ fn print_role(status: &Status) {
     };
     print!("{:<9} {}  {state}", status.role, status.vm);
     if let Some(peer) = &status.peer {
-        let word = if status.role == "source" { "by" } else { "from" };
+        let word = if status.role == "source" {
+            "by"
+        } else {
+            "from"
+        };
         print!(" {word} {peer}");
     }
     if let Some(epoch) = status.committed {

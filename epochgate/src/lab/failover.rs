@@ -70,7 +70,10 @@ pub(crate) fn until_witness_works(site: &mut Site, writes: u64) -> anyhow::Resul
         if let Some(verdict) = site.serial(Who::Source).latest()
             && verdict.writes >= writes
         {
-            ensure!(verdict.good(), "the witness is not content before anything was killed: {verdict:?}");
+            ensure!(
+                verdict.good(),
+                "the witness is not content before anything was killed: {verdict:?}"
+            );
             return Ok(verdict);
         }
         if site.ended(Who::Source) {
@@ -94,13 +97,18 @@ pub(crate) fn judge(
     mut progress: impl FnMut(&Stamped),
 ) -> anyhow::Result<Outcome> {
     let (mut lost, mut noticed_by) = (None, String::new());
-    let resumed = site.wait_for(STEP_LIMIT, "the standby to continue the guest", |who, report| {
-        if let (Who::Standby, Report::SourceLost { reason }) = (who, report) {
-            noticed_by.clone_from(reason);
-            lost = Some(coordinator::report::now_us());
-        }
-        who == Who::Standby && matches!(report, Report::Resumed { .. } | Report::Discarded { .. })
-    })?;
+    let resumed = site.wait_for(
+        STEP_LIMIT,
+        "the standby to continue the guest",
+        |who, report| {
+            if let (Who::Standby, Report::SourceLost { reason }) = (who, report) {
+                noticed_by.clone_from(reason);
+                lost = Some(coordinator::report::now_us());
+            }
+            who == Who::Standby
+                && matches!(report, Report::Resumed { .. } | Report::Discarded { .. })
+        },
+    )?;
     progress(&resumed);
     let Report::Resumed {
         epoch,
@@ -109,7 +117,10 @@ pub(crate) fn judge(
         resume_us,
     } = &resumed.report
     else {
-        bail!("the standby did not continue the guest: {:?}", resumed.report);
+        bail!(
+            "the standby did not continue the guest: {:?}",
+            resumed.report
+        );
     };
     let parts_us = [*takeover_us, *merge_us, *resume_us];
     let resume_total: u64 = parts_us.iter().sum();

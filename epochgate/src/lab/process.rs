@@ -42,7 +42,9 @@ impl Process {
             // A Ctrl-C is for the lab, which then stops its parts in order.
             .process_group(0);
         die_with_parent(&mut command);
-        let mut child = command.spawn().context("a part of the site can't be started")?;
+        let mut child = command
+            .spawn()
+            .context("a part of the site can't be started")?;
         let stdout = child.stdout.take();
         let reader = stdout.map(|stdout| {
             std::thread::spawn(move || {

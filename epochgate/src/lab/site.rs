@@ -76,7 +76,10 @@ impl Site {
     /// Prepares images and configuration and starts gateway and standby. The source is started by
     /// [`start_source`](Self::start_source).
     pub(crate) fn start(args: &LabArgs) -> anyhow::Result<Self> {
-        let guest = args.guest.canonicalize().unwrap_or_else(|_| args.guest.clone());
+        let guest = args
+            .guest
+            .canonicalize()
+            .unwrap_or_else(|_| args.guest.clone());
         for file in ["vmlinuz", "initrd.gz"] {
             if !guest.join(file).is_file() {
                 return Err(Usage(format!(
@@ -148,8 +151,9 @@ impl Site {
             self.ram_dir.path().display(),
             guest = guest.display(),
         );
-        let common =
-            format!("gateway = \"{dir}/gateway.sock\"\nnbd = \"{dir}/nbd.sock\"\nruntime_dir = \"{dir}\"\ndisks = [\"root\", \"data\"]\n");
+        let common = format!(
+            "gateway = \"{dir}/gateway.sock\"\nnbd = \"{dir}/nbd.sock\"\nruntime_dir = \"{dir}\"\ndisks = [\"root\", \"data\"]\n"
+        );
         let channel = format!("unix:{dir}/standby.sock");
         let protect = format!(
             "host = \"host-a\"\n{common}standby = [\"{channel}\"]\ninterval_ms = {}\n\n{vm}",
@@ -176,7 +180,10 @@ impl Site {
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             if Instant::now() > deadline || self.ended(Who::Gateway) {
-                bail!("the gateway did not start:\n{}", self.log_tail(Who::Gateway));
+                bail!(
+                    "the gateway did not start:\n{}",
+                    self.log_tail(Who::Gateway)
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -187,9 +194,11 @@ impl Site {
         let config = self.path().join("s.toml");
         let args = ["standby", "--json", "--config", &config.to_string_lossy()];
         self.standby = Some(self.launch(Who::Standby, &args, env)?);
-        self.wait_for(Duration::from_secs(20), "the standby to listen", |who, report| {
-            who == Who::Standby && matches!(report, Report::Listening { .. })
-        })?;
+        self.wait_for(
+            Duration::from_secs(20),
+            "the standby to listen",
+            |who, report| who == Who::Standby && matches!(report, Report::Listening { .. }),
+        )?;
         Ok(())
     }
 
@@ -218,7 +227,10 @@ impl Site {
             }
             for who in [Who::Gateway, Who::Standby] {
                 if self.ended(who) {
-                    bail!("{who:?} ended while waiting for {what}:\n{}", self.log_tail(who));
+                    bail!(
+                        "{who:?} ended while waiting for {what}:\n{}",
+                        self.log_tail(who)
+                    );
                 }
             }
             if Instant::now() > deadline {
@@ -305,12 +317,17 @@ impl Site {
             Who::Standby => &mut self.standby,
             Who::Source => &mut self.source,
         };
-        part.as_mut().is_none_or(|process| process.ended().is_some())
+        part.as_mut()
+            .is_none_or(|process| process.ended().is_some())
     }
 
     /// The serial line of the guest, at its source or at its standby.
     pub(crate) fn serial(&self, who: Who) -> Serial {
-        let role = if who == Who::Standby { "standby" } else { "source" };
+        let role = if who == Who::Standby {
+            "standby"
+        } else {
+            "source"
+        };
         Serial::new(self.path().join(format!("serial-{role}.log")))
     }
 
@@ -324,11 +341,14 @@ impl Site {
 
     /// Keeps the working directory and says where it is.
     pub(crate) fn keep(&mut self) -> Option<PathBuf> {
-        self.dir.as_ref().map(|dir| dir.path().to_owned()).inspect(|_| {
-            if let Some(dir) = self.dir.as_mut() {
-                dir.disable_cleanup(true);
-            }
-        })
+        self.dir
+            .as_ref()
+            .map(|dir| dir.path().to_owned())
+            .inspect(|_| {
+                if let Some(dir) = self.dir.as_mut() {
+                    dir.disable_cleanup(true);
+                }
+            })
     }
 }
 

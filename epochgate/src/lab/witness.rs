@@ -74,12 +74,21 @@ impl Serial {
     pub(crate) fn latest(&self) -> Option<Verdict> {
         let text = self.text();
         let complete = &text[..=text.rfind('\n')?];
-        complete.lines().rev().find_map(|line| Verdict::parse(line.trim()))
+        complete
+            .lines()
+            .rev()
+            .find_map(|line| Verdict::parse(line.trim()))
     }
 
     /// Lines that say what is wrong, if any.
     pub(crate) fn complaints(&self) -> Vec<String> {
-        const BAD: [&str; 5] = ["MISMATCH", "MEMORY", "IOERROR", "WITNESS-EXIT", "Kernel panic"];
+        const BAD: [&str; 5] = [
+            "MISMATCH",
+            "MEMORY",
+            "IOERROR",
+            "WITNESS-EXIT",
+            "Kernel panic",
+        ];
         self.text()
             .lines()
             .filter(|line| BAD.iter().any(|bad| line.contains(bad)))
@@ -105,7 +114,11 @@ mod tests {
 
     #[test]
     fn anything_wrong_is_not_good() {
-        for (good, bad) in [("mismatches=0", "mismatches=1"), ("mem=ok", "mem=bad"), ("io_errors=0", "io_errors=2")] {
+        for (good, bad) in [
+            ("mismatches=0", "mismatches=1"),
+            ("mem=ok", "mem=bad"),
+            ("io_errors=0", "io_errors=2"),
+        ] {
             let verdict = Verdict::parse(&LINE.replace(good, bad));
             assert_eq!(verdict.map(|v| v.good()), Some(false));
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use epoch_log::{Epoch, Generation};
 
-use super::barriers::Gate;
+use super::barriers::{FlushRule, Gate};
 use super::budget::Budget;
 use super::image::Image;
 use super::overlay::{Overlay, Span, part_of};
@@ -143,6 +143,16 @@ impl DiskState {
             Access::Full => Ok(()),
             Access::Committed => Err(IoError::Perm),
         }
+    }
+
+    /// Whether no epoch that could be rolled back holds anything.
+    fn holds_nothing(&self) -> bool {
+        let committed = |layer: &Layer| layer.epoch <= self.committed;
+        self.open.is_empty()
+            && self
+                .layers
+                .iter()
+                .all(|l| committed(l) || l.overlay.is_empty())
     }
 
     /// Fills what the layers cover, newest first; what remains is the image's.
@@ -333,8 +343,16 @@ impl Disk {
     }
 
     /// What a FLUSH by this attachment has to do; none if it has nothing to flush.
+    ///
+    /// A flush that would wait for the first commit has nothing to wait for while no epoch holds anything: all that was
+    /// written is in the image. QEMU flushes between the first seal and its commit, to complete the very checkpoint
+    /// that the commit needs.
     pub fn flush_gate(&self, rights: &Rights) -> Result<Option<Gate>, IoError> {
         let state = self.look();
-        Ok((state.access(rights)? == Access::Full).then_some(state.gate))
+        let gate = match state.gate {
+            Gate::Held(FlushRule::Waits) if state.holds_nothing() => Gate::Through,
+            gate => gate,
+        };
+        Ok((state.access(rights)? == Access::Full).then_some(gate))
     }
 }

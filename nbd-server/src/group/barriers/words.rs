@@ -121,7 +121,7 @@ pub enum Gate {
 pub enum FlushRule {
     /// It is answered at once: guest and disk roll back together.
     Free,
-    /// It waits for the first commit: until then there is no memory to roll back to.
+    /// It waits for the first commit, unless no epoch holds anything: until then there is no memory to roll back to.
     Waits,
     /// It seals and commits: the group has no source.
     SelfCommits,
