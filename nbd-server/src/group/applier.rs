@@ -9,7 +9,7 @@ use epoch_log::Extent;
 
 use super::error::Part;
 use super::overlay::Content;
-use super::shared::{Cut, Job, Shared};
+use super::shared::{Cut, Job, Order, Shared};
 use crate::failpoint;
 
 /// First and longest pause before an image is tried again.
@@ -17,11 +17,17 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 /// How often a pause looks whether the group stops.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Applies what comes until the other side is gone or the group stops.
-pub fn run(shared: &Shared, committed: &Receiver<Arc<Cut>>) {
-    while let Ok(first) = committed.recv() {
+/// Applies what comes until it is told to stop or the other side is gone.
+pub fn run(shared: &Shared, orders: &Receiver<Order>) {
+    while let Ok(Order::Apply(first)) = orders.recv() {
         let mut batch = vec![first];
-        batch.extend(committed.try_iter());
+        let mut stop = false;
+        for order in orders.try_iter() {
+            match order {
+                Order::Apply(cut) => batch.push(cut),
+                Order::Stop => stop = true,
+            }
+        }
         let mut pause = BACK_OFF.0;
         while let Err(message) = apply(shared, &batch) {
             shared.note_error(Part::Image, message);
@@ -34,6 +40,9 @@ pub fn run(shared: &Shared, committed: &Receiver<Arc<Cut>>) {
         failpoint::hit("gateway-after-apply");
         if let Some(last) = batch.last() {
             shared.tell(Job::Applied(last.epoch));
+        }
+        if stop {
+            return;
         }
     }
 }

@@ -136,6 +136,8 @@ impl Committer {
 
     fn retry_later(&mut self) {
         self.retry_at = Some(Instant::now() + RETRY);
+        // A self-commit that failed is due again; if it was something else, one more does no harm.
+        self.next_self_commit = Instant::now();
     }
 
     /// The next job; none when something in the background is due.
@@ -173,6 +175,8 @@ impl Committer {
             Job::Sealed => self.follow_cuts(),
             Job::Flush(flusher) => self.flushers.push(flusher),
             Job::Pressure => {
+                // Before it looks: what presses while it commits presses again.
+                self.shared.listen_to_pressure();
                 if self.self_commit().is_err() {
                     self.retry_later();
                 }

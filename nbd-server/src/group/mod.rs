@@ -35,7 +35,7 @@ use crate::control::api::Event;
 use crate::export::{Cutter, ExportInfo};
 use barriers::{Admission, Input};
 use disk::{Disk, Rights};
-use shared::{Entry, Job, Shared};
+use shared::{Entry, Job, Order, Shared};
 
 pub use disk_export::DiskExport;
 pub use error::GroupError;
@@ -281,8 +281,10 @@ impl Group {
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            // A panic of it has been reported by itself.
+            // The committer comes first, as it waits for the applier in an orderly stop. A panic of a thread has been
+            // reported by itself.
             drop(thread.join());
+            let _ = self.shared.apply.send(Order::Stop);
         }
     }
 }

@@ -58,6 +58,15 @@ pub enum Job {
     },
 }
 
+/// Work for the applier.
+#[derive(Debug)]
+pub enum Order {
+    /// Bring this committed epoch into the images.
+    Apply(Arc<Cut>),
+    /// Stop.
+    Stop,
+}
+
 /// One sealed epoch over all disks.
 #[derive(Debug)]
 pub struct Cut {
@@ -116,7 +125,7 @@ pub struct Shared {
     /// The way to the committer.
     pub jobs: Sender<Job>,
     /// The way to the applier.
-    pub apply: Sender<Arc<Cut>>,
+    pub apply: Sender<Order>,
     /// The way to the owner.
     pub events: broadcast::Sender<Event>,
     /// No request waits any more.
@@ -136,7 +145,7 @@ impl Shared {
         bell: Arc<Bell>,
         barriers: Barriers,
         jobs: Sender<Job>,
-        apply: Sender<Arc<Cut>>,
+        apply: Sender<Order>,
     ) -> Self {
         let core = Core {
             barriers,
@@ -201,7 +210,7 @@ impl Shared {
                 }
                 if let Some(cut) = core.cuts.iter().find(|cut| cut.epoch == epoch) {
                     // If the applier is gone, so is the gateway soon; the log has the epoch.
-                    let _ = self.apply.send(Arc::clone(cut));
+                    let _ = self.apply.send(Order::Apply(Arc::clone(cut)));
                 }
             }
             Effect::Applied(epoch) => {
@@ -248,7 +257,7 @@ impl Shared {
         drop(states);
         core.cuts.push_back(Arc::new(Cut { epoch, overlays }));
         self.budget.unrelieve();
-        self.pressed.store(false, Ordering::Relaxed);
+        self.listen_to_pressure();
         failpoint::hit("gateway-after-seal");
         self.tell(Job::Sealed);
     }
@@ -279,7 +288,7 @@ impl Shared {
         let _ = self.jobs.send(job);
     }
 
-    /// The held memory is more than half of the budget: once per epoch, says so to whom it concerns.
+    /// The held memory is more than half of the budget: says so to whom it concerns, until it is heard.
     pub fn press(&self, owned: bool) {
         if self.pressed.swap(true, Ordering::Relaxed) {
             return;
@@ -293,6 +302,11 @@ impl Shared {
         } else {
             self.tell(Job::Pressure);
         }
+    }
+
+    /// The next press is heard again.
+    pub fn listen_to_pressure(&self) {
+        self.pressed.store(false, Ordering::Relaxed);
     }
 
     /// Whether requests that would have to wait shall end.

@@ -566,11 +566,11 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => (0..3_usize).prop_map(Event::Attach),
-        1 => (0..2_usize).prop_map(Event::Park),
+        1 => (0..3_usize).prop_map(Event::Park),
         6 => prop::bool::weighted(0.1).prop_map(|stale| Event::Seal { stale }),
-        6 => (0..2_usize, prop::bool::weighted(0.1)).prop_map(|(standby, stale)| Event::Commit { standby, stale }),
+        6 => (0..3_usize, prop::bool::weighted(0.1)).prop_map(|(standby, stale)| Event::Commit { standby, stale }),
         1 => Just(Event::Drain),
-        2 => (0..2_usize).prop_map(Event::Takeover),
+        2 => (0..3_usize).prop_map(Event::Takeover),
         1 => Just(Event::Abort),
         1 => Just(Event::Detach),
         6 => Just(Event::Write),
