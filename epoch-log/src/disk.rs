@@ -218,14 +218,7 @@ impl LogFile {
     /// Writes all slices one after another from `offset` on.
     pub fn write_at(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         #[cfg(test)]
-        faults::observe(|| Op::Write {
-            name: self.name.clone(),
-            offset,
-            bytes: slices
-                .iter()
-                .flat_map(|slice| slice.iter().copied())
-                .collect(),
-        })?;
+        faults::observe_write(&self.file, &self.name, offset, slices)?;
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
             let batch = slices

@@ -1,6 +1,11 @@
 //! For tests: watches every change of a file, and fails one on demand.
 
-use std::{cell::RefCell, io};
+use std::{
+    cell::RefCell,
+    fs::File,
+    io::{self, IoSlice},
+    os::unix::fs::FileExt,
+};
 
 /// One change of a file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +56,29 @@ pub(crate) fn observe(op: impl FnOnce() -> Op) -> io::Result<()> {
             _ => Ok(()),
         }
     })
+}
+
+/// Called before each write on this thread. One that fails writes its first half.
+pub(crate) fn observe_write(
+    file: &File,
+    name: &str,
+    offset: u64,
+    slices: &[IoSlice<'_>],
+) -> io::Result<()> {
+    let bytes: Vec<u8> = slices
+        .iter()
+        .flat_map(|slice| slice.iter().copied())
+        .collect();
+    let half = bytes[..bytes.len() / 2].to_vec();
+    let observed = observe(|| Op::Write {
+        name: name.to_owned(),
+        offset,
+        bytes,
+    });
+    if observed.is_err() {
+        file.write_all_at(&half, offset)?;
+    }
+    observed
 }
 
 /// Starts watching; `fail` names a change, counted from now, and the error it gets.

@@ -4,11 +4,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::model::{
-    Call, Durable, Owned, OwnedContent, durable, open, pattern, restore, run, snapshot,
+    Call, Durable, Owned, OwnedContent, disks, durable, open, pattern, restore, run, snapshot,
 };
 use crate::{
-    Damage, DamageKind, LogError, disk::LogDir, faults, format::Position, inspect, scan::scan,
-    segment,
+    Damage, DamageKind, EpochLog, LogError, LogOptions, disk::LogDir, faults, format::Position,
+    inspect, scan::scan, segment,
 };
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -336,4 +336,39 @@ fn an_unreadable_end_is_not_taken_for_an_unfinished_one() {
         open(dir.path()).unwrap().0.state().committed,
         crate::Epoch(1)
     );
+}
+
+#[test]
+fn losing_both_copies_of_any_state_record_is_noticed_when_another_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) =
+        EpochLog::open_or_create(dir.path(), "vm", &disks(), LogOptions::default()).unwrap();
+    let mut slot = Some(log);
+    let calls = [
+        Call::Raise { owner: Some(1) },
+        Call::SetMode { asynchronous: true },
+        Call::Commit { standby: None },
+        Call::Applied { behind: 0 },
+        Call::Raise { owner: None },
+    ];
+    for call in &calls {
+        run(&mut slot, dir.path(), call).unwrap();
+    }
+    drop(slot);
+    let files = snapshot(dir.path());
+    let starts = records(dir.path());
+    let (_, but_the_last) = starts[1..].split_last().unwrap();
+    assert_eq!(but_the_last.len(), 4);
+    for start in but_the_last {
+        let mut files = files.clone();
+        let at = usize::try_from(start.offset).unwrap();
+        files.get_mut(&segment::file_name(1)).unwrap()[at..at + 4608].fill(0);
+        let Err(LogError::Damaged(damage)) = open(restore(&files).path()) else {
+            panic!("{start:?} was not missed")
+        };
+        assert_eq!(
+            (damage.offset, damage.what),
+            (start.offset, DamageKind::StateMissing)
+        );
+    }
 }

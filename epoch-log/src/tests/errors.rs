@@ -35,8 +35,15 @@ fn run_with_fault(calls: &[Call], at: usize, errno: i32) -> (usize, bool) {
                 assert_eq!(durable(slot.as_ref().unwrap()), before.durable, "{what}");
                 run(&mut slot, dir.path(), call).unwrap();
             }
-            Err(_) => {
+            Err(error) => {
                 failed = true;
+                // Segments that could not be removed are only in the way.
+                if let (Some(log), LogError::Io { action, .. }) = (&slot, &error)
+                    && *action != "free segments of"
+                    && !matches!(call, Call::CleanStop)
+                {
+                    assert!(log.is_poisoned(), "{what}: {error:?}");
+                }
                 if slot.as_ref().is_some_and(crate::EpochLog::is_poisoned) {
                     let log = slot.as_mut().unwrap();
                     let refused =
