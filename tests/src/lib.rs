@@ -1,1 +1,25 @@
-//! Placeholder.
+//! What the end-to-end tests share: they start the real binary with configuration files, as a user would, and see only
+//! what a user can see: events, exit codes, messages, `epochgate status`, and the guest's serial line.
+//!
+//! May not know the insides of any crate: no crate of the project is a dependency. Whatever is needed of a format
+//! (frames, QMP, the control API) is written here a second time, from its documentation.
+//!
+//! Settings: `EPOCHGATE_BIN` (the binary to test), `EPOCHGATE_GUEST` (folder of the guest), `EPOCHGATE_QEMU`,
+//! `EPOCHGATE_TEST_ALL=1` (all cases of tests that otherwise make a choice).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a harness of tests fails by panicking"
+)]
+
+pub mod command;
+pub mod control;
+mod die_with_parent;
+pub mod frames;
+pub mod paths;
+pub mod process;
+pub mod qmp;
+pub mod serial;
+pub mod site;
+pub mod snapshot;
+pub mod waiting;
