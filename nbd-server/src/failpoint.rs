@@ -7,13 +7,18 @@
 //! `gateway-after-generation`. Other processes of the project name points of their own.
 //!
 //! `EPOCHGATE_FAILPOINT=name` or `name:count` makes the process send itself SIGKILL when it passes the point `name` for
-//! the `count`-th time (1 if left out). Unarmed, a point costs one relaxed load.
+//! the `count`-th time (1 if left out). With `EPOCHGATE_FAILPOINT_WHEN=path` it counts only while that path exists, so that
+//! a test can wait until there is something to lose. Unarmed, a point costs one relaxed load.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Once};
 
 /// The environment variable that arms a point.
 pub const VARIABLE: &str = "EPOCHGATE_FAILPOINT";
+
+/// The environment variable that names the path without which an armed point does not count.
+pub const WHEN: &str = "EPOCHGATE_FAILPOINT_WHEN";
 
 /// False only once it is known that nothing is armed.
 static MAYBE_ARMED: AtomicBool = AtomicBool::new(true);
@@ -23,6 +28,8 @@ static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
     let (name, count) = parse(&value)?;
     Some((name.to_owned(), AtomicU64::new(count)))
 });
+
+static ONLY_WHEN: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(WHEN).map(PathBuf::from));
 
 /// Passes the point `name`.
 pub fn hit(name: &str) {
@@ -46,6 +53,7 @@ fn hit_slowly(name: &str) {
     });
     if let Some((armed, left)) = ARMED.as_ref()
         && armed == name
+        && ONLY_WHEN.as_ref().is_none_or(|path| path.exists())
         && left.fetch_sub(1, Ordering::Relaxed) == 1
     {
         // A crash, not an exit: nothing may be flushed or cleaned up. It can't fail for the own process.

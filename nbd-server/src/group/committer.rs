@@ -8,33 +8,20 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use epoch_log::{Epoch, EpochLog, Extent, LogError};
+use epoch_log::{Epoch, EpochLog, LogError};
 use tokio::sync::oneshot;
 
-use super::applier::log_content;
+use super::appender::Appender;
 use super::barriers::{Gate, Input, LogOp, LogOutcome, Phase};
 use super::error::{GroupError, Part, with_sources};
-use super::shared::{Answer, Cut, Job, Reply, Shared};
+use super::shared::{Answer, Job, Reply, Shared};
 use crate::export::IoError;
 use crate::failpoint;
 
-/// Data appended at once in the background: a commit waits at most for this much.
-const APPEND_STEP: u64 = 4 << 20;
-/// Extents appended at once, for the same reason.
-const APPEND_EXTENTS: usize = 4096;
 /// Pause before something that failed for lack of space is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 /// Longest wait for the images when the gateway stops in order; what is not applied by then is applied at the next start.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How far an epoch's data is in the log.
-#[derive(Debug)]
-struct Appending {
-    cut: Arc<Cut>,
-    disk: usize,
-    offset: u64,
-    done: bool,
-}
 
 /// The committer.
 #[derive(Debug)]
@@ -44,7 +31,7 @@ pub struct Committer {
     jobs: Receiver<Job>,
     inbox: VecDeque<Job>,
     interval: Duration,
-    appending: VecDeque<Appending>,
+    appender: Appender,
     /// Not before this is what failed tried again.
     retry_at: Option<Instant>,
     next_self_commit: Instant,
@@ -69,7 +56,7 @@ impl Committer {
             jobs,
             inbox: VecDeque::new(),
             interval,
-            appending: VecDeque::new(),
+            appender: Appender::default(),
             retry_at: None,
             next_self_commit: Instant::now() + interval,
             applied: None,
@@ -129,7 +116,7 @@ impl Committer {
             self.retry_later();
         }
         // Until the next retry an append that found no space rests; a commit tries again at once.
-        if self.retry_at.is_none() && self.append_step(Epoch(u64::MAX)).is_err() {
+        if self.retry_at.is_none() && self.appender.step(&mut self.log, Epoch(u64::MAX)).is_err() {
             self.retry_later();
         }
     }
@@ -152,9 +139,7 @@ impl Committer {
         if let Some(job) = self.inbox.pop_front() {
             return Some(job);
         }
-        if self.retry_at.is_none()
-            && (!self.flushers.is_empty() || self.appending.iter().any(|a| !a.done))
-        {
+        if self.retry_at.is_none() && (!self.flushers.is_empty() || !self.appender.is_idle()) {
             return None;
         }
         let due = self.retry_at.unwrap_or(self.next_self_commit);
@@ -172,7 +157,7 @@ impl Committer {
     fn handle(&mut self, job: Job) {
         match job {
             Job::Request(input, reply) => self.request(input, reply),
-            Job::Sealed => self.follow_cuts(),
+            Job::Sealed => self.appender.follow(&self.shared.core()),
             Job::Flush(flusher) => self.flushers.push(flusher),
             Job::Pressure => {
                 // Before it looks: what presses while it commits presses again.
@@ -260,7 +245,7 @@ impl Committer {
             Some(_) => LogOutcome::Broken,
         };
         self.step(Input::LogDone { done, outcome })?;
-        self.follow_cuts();
+        self.appender.follow(&self.shared.core());
         let Some(error) = failure else {
             self.shared.clear_error(Part::Log);
             return Ok(());
@@ -298,7 +283,7 @@ impl Committer {
                 self.log.raise_generation(owner.as_deref(), reason)?;
                 failpoint::hit("gateway-after-generation");
                 // What was appended for the last owner is void, also in the log.
-                self.appending.clear();
+                self.appender.forget();
                 Ok(())
             }
             LogOp::SetMode(mode) => Ok(self.log.set_mode(mode.clone())?),
@@ -306,84 +291,16 @@ impl Committer {
     }
 
     fn commit(&mut self, epoch: Epoch, standby: Option<&str>) -> Result<(), GroupError> {
-        self.follow_cuts();
-        while self.append_step(epoch)? {}
+        self.appender.follow(&self.shared.core());
+        while self.appender.step(&mut self.log, epoch)? {}
         self.log.sync_data()?;
         failpoint::hit("gateway-after-data-sync");
         failpoint::hit("gateway-before-commit-record");
         let generation = self.log.state().generation;
         self.log.commit(generation, epoch, standby)?;
         failpoint::hit("gateway-after-commit-record");
-        self.appending
-            .retain(|appending| appending.cut.epoch > epoch);
+        self.appender.committed(epoch);
         Ok(())
-    }
-
-    /// Appends exactly what is sealed now: forgets cuts that were dropped, takes in new ones.
-    fn follow_cuts(&mut self) {
-        let core = self.shared.core();
-        let committed = core.barriers.committed();
-        self.appending
-            .retain(|appending| core.cuts.iter().any(|cut| Arc::ptr_eq(cut, &appending.cut)));
-        for cut in core.cuts.iter().filter(|cut| cut.epoch > committed) {
-            if !self
-                .appending
-                .iter()
-                .any(|appending| Arc::ptr_eq(cut, &appending.cut))
-            {
-                self.appending.push_back(Appending {
-                    cut: Arc::clone(cut),
-                    disk: 0,
-                    offset: 0,
-                    done: false,
-                });
-            }
-        }
-    }
-
-    /// Appends the next step of the first epoch, up to `last`, that is not in the log; false if there is none.
-    fn append_step(&mut self, last: Epoch) -> Result<bool, LogError> {
-        let next = self
-            .appending
-            .iter_mut()
-            .find(|appending| !appending.done && appending.cut.epoch <= last);
-        let Some(appending) = next else {
-            return Ok(false);
-        };
-        let cut = Arc::clone(&appending.cut);
-        let (mut disk, mut offset) = (appending.disk, appending.offset);
-        let mut extents = Vec::new();
-        let mut bytes = 0;
-        'full: while let Some(overlay) = cut.overlays.get(disk) {
-            for (at, len, content) in overlay.iter_from(offset) {
-                if bytes >= APPEND_STEP || extents.len() >= APPEND_EXTENTS {
-                    break 'full;
-                }
-                let content = log_content(content);
-                if let epoch_log::Content::Data(_) = content {
-                    bytes += len;
-                }
-                extents.push(Extent {
-                    disk: disk_number(disk),
-                    offset: at,
-                    len,
-                    content,
-                });
-                offset = at + len;
-            }
-            disk += 1;
-            offset = 0;
-        }
-        if !extents.is_empty() {
-            let generation = self.log.state().generation;
-            self.log.append(generation, cut.epoch, &extents)?;
-        }
-        (appending.disk, appending.offset) = (disk, offset);
-        if disk == cut.overlays.len() {
-            appending.done = true;
-            failpoint::hit("gateway-after-append");
-        }
-        Ok(true)
     }
 
     /// Seals and commits what a group without a source holds. Does nothing for one with a source.
@@ -533,9 +450,4 @@ impl Committer {
 
 fn is_full(error: &GroupError) -> bool {
     matches!(error, GroupError::Log(error) if matches!(error.as_ref(), LogError::Full { .. }))
-}
-
-/// Number of a disk in the log; the number of disks was checked when the log was opened.
-fn disk_number(index: usize) -> u16 {
-    u16::try_from(index).unwrap_or(u16::MAX)
 }

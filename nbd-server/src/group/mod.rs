@@ -9,6 +9,7 @@
 //! [`barriers`] decides, `shared` carries the decisions to the disks, the committer thread alone touches the log, the
 //! applier thread alone brings epochs into the images. A write takes the lock of its disk and nothing else.
 
+mod appender;
 mod applier;
 pub mod barriers;
 mod bell;

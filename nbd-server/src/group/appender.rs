@@ -1,0 +1,122 @@
+//! Brings the data of sealed epochs into the log, in steps, so that a commit that comes meanwhile doesn't wait for a long
+//! append of a later epoch. Knows the log and nothing of who may commit.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use epoch_log::{Epoch, EpochLog, Extent, LogError};
+
+use super::applier::log_content;
+use super::shared::{Core, Cut};
+use crate::failpoint;
+
+/// Data appended at once in the background: a commit waits at most for this much.
+const STEP_BYTES: u64 = 4 << 20;
+/// Extents appended at once, for the same reason.
+const STEP_EXTENTS: usize = 4096;
+
+/// How far an epoch's data is in the log.
+#[derive(Debug)]
+struct Appending {
+    cut: Arc<Cut>,
+    disk: usize,
+    offset: u64,
+    done: bool,
+}
+
+/// The sealed epochs that are not committed, oldest first.
+#[derive(Debug, Default)]
+pub struct Appender {
+    epochs: VecDeque<Appending>,
+}
+
+impl Appender {
+    /// Appends exactly what is sealed now: forgets cuts that were dropped, takes in new ones.
+    pub fn follow(&mut self, core: &Core) {
+        let committed = core.barriers.committed();
+        self.epochs
+            .retain(|appending| core.cuts.iter().any(|cut| Arc::ptr_eq(cut, &appending.cut)));
+        for cut in core.cuts.iter().filter(|cut| cut.epoch > committed) {
+            if !self
+                .epochs
+                .iter()
+                .any(|appending| Arc::ptr_eq(cut, &appending.cut))
+            {
+                self.epochs.push_back(Appending {
+                    cut: Arc::clone(cut),
+                    disk: 0,
+                    offset: 0,
+                    done: false,
+                });
+            }
+        }
+    }
+
+    /// What was appended is void, in the log as well.
+    pub fn forget(&mut self) {
+        self.epochs.clear();
+    }
+
+    /// The epoch is committed.
+    pub fn committed(&mut self, epoch: Epoch) {
+        self.epochs.retain(|appending| appending.cut.epoch > epoch);
+    }
+
+    /// Everything sealed is in the log.
+    pub fn is_idle(&self) -> bool {
+        self.epochs.iter().all(|appending| appending.done)
+    }
+
+    /// Appends the next step of the first epoch, up to `last`, that is not in the log; false if there is none.
+    ///
+    /// # Errors
+    /// The log's; the same step is next again.
+    pub fn step(&mut self, log: &mut EpochLog, last: Epoch) -> Result<bool, LogError> {
+        let next = self
+            .epochs
+            .iter_mut()
+            .find(|appending| !appending.done && appending.cut.epoch <= last);
+        let Some(appending) = next else {
+            return Ok(false);
+        };
+        let cut = Arc::clone(&appending.cut);
+        let (mut disk, mut offset) = (appending.disk, appending.offset);
+        let mut extents = Vec::new();
+        let mut bytes = 0;
+        'full: while let Some(overlay) = cut.overlays.get(disk) {
+            for (at, len, content) in overlay.iter_from(offset) {
+                if bytes >= STEP_BYTES || extents.len() >= STEP_EXTENTS {
+                    break 'full;
+                }
+                let content = log_content(content);
+                if let epoch_log::Content::Data(_) = content {
+                    bytes += len;
+                }
+                extents.push(Extent {
+                    disk: disk_number(disk),
+                    offset: at,
+                    len,
+                    content,
+                });
+                offset = at + len;
+            }
+            disk += 1;
+            offset = 0;
+        }
+        if !extents.is_empty() {
+            let generation = log.state().generation;
+            log.append(generation, cut.epoch, &extents)?;
+        }
+        (appending.disk, appending.offset) = (disk, offset);
+        if disk == cut.overlays.len() {
+            appending.done = true;
+            failpoint::hit("gateway-after-append");
+        }
+        Ok(true)
+    }
+}
+
+/// Number of a disk in the log; the number of disks was checked when the log was opened.
+fn disk_number(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}

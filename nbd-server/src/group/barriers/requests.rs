@@ -1,0 +1,258 @@
+//! What is asked of a group, one rule after the other. What must be durable first goes through
+//! [`Barriers::begin`](super::durable).
+
+use epoch_log::{Epoch, Generation, Mode};
+
+use super::words::{Effect, LogOp};
+use super::{Barriers, MAX_PARKED, MAX_SEALED, NoMemory, Phase, Purpose, Refusal, check_id};
+
+impl Barriers {
+    pub(super) fn attach(&mut self, owner: String) -> Result<Vec<Effect>, Refusal> {
+        check_id(&owner)?;
+        if self.owner.as_deref() == Some(&owner) {
+            match self.phase {
+                // The answer was lost, and nothing has happened since that the answer doesn't say.
+                Phase::Through | Phase::Backlog => return Ok(Vec::new()),
+                // The log was full halfway.
+                Phase::Reserved => {}
+                _ => return Err(self.used(&owner)),
+            }
+        } else if self.is_fenced(&owner) || self.parked.contains(&owner) {
+            return Err(self.used(&owner));
+        }
+        let raise = LogOp::RaiseGeneration {
+            owner: Some(owner),
+            reason: "a source attached",
+        };
+        let ops = std::iter::once(raise)
+            .chain(self.mode_op(Mode::Sync))
+            .collect();
+        Ok(self.begin(Purpose::Attach, ops))
+    }
+
+    pub(super) fn park(&mut self, standby: String) -> Result<Vec<Effect>, Refusal> {
+        check_id(&standby)?;
+        if self.parked.contains(&standby) {
+            return Ok(Vec::new());
+        }
+        if self.is_fenced(&standby) || self.owner.as_deref() == Some(&standby) {
+            return Err(self.used(&standby));
+        }
+        self.parked.push_back(standby);
+        let holder = self.mode.holder().map(|holder| &holder.standby);
+        let oldest = self.parked.iter().position(|id| Some(id) != holder);
+        let forgotten = oldest
+            .filter(|_| self.parked.len() > MAX_PARKED)
+            .and_then(|i| self.parked.remove(i));
+        Ok(forgotten.map(Effect::Forget).into_iter().collect())
+    }
+
+    pub(super) fn seal(&mut self, generation: Generation) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        let busy = |purpose: &Purpose| {
+            purpose.changes_hands()
+                || matches!(purpose, Purpose::Settle | Purpose::StartDraining { .. })
+        };
+        if self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| busy(&pending.purpose))
+        {
+            return Err(Refusal::Busy);
+        }
+        match self.phase {
+            Phase::Draining { .. } => Err(Refusal::Draining),
+            Phase::Reserved => Err(Refusal::Reserved),
+            Phase::Held | Phase::Switching => self.cut(),
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => {
+                self.phase = Phase::Switching;
+                self.first_held = Some(self.sealed.next());
+                let mut effects = self.begin(
+                    Purpose::Switch,
+                    vec![LogOp::SetMode(Mode::Async { holder: None })],
+                );
+                effects.extend(self.cut()?);
+                Ok(effects)
+            }
+        }
+    }
+
+    pub(super) fn self_seal(&mut self) -> Result<Vec<Effect>, Refusal> {
+        if self.owner.is_none() && self.phase == Phase::Held {
+            self.cut()
+        } else {
+            Err(Refusal::Busy)
+        }
+    }
+
+    fn cut(&mut self) -> Result<Vec<Effect>, Refusal> {
+        let count = self.sealed.0 - self.committed.0;
+        if count >= MAX_SEALED {
+            return Err(Refusal::TooManySealed { count });
+        }
+        self.sealed = self.sealed.next();
+        Ok(vec![Effect::Seal(self.sealed)])
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        generation: Generation,
+        epoch: Epoch,
+        standby: Option<String>,
+    ) -> Result<Vec<Effect>, Refusal> {
+        self.check_generation(generation)?;
+        if epoch <= self.committed {
+            return Ok(Vec::new());
+        }
+        if let Some(standby) = &standby {
+            check_id(standby)?;
+        }
+        // An owner that is its own standby would look like a takeover that has not written yet.
+        if self.owner.is_some() != standby.is_some() || (standby.is_some() && self.owner == standby)
+        {
+            return Err(Refusal::WrongStandby);
+        }
+        match self.phase {
+            Phase::Draining { .. } => return Err(Refusal::Draining),
+            Phase::Reserved => return Err(Refusal::Reserved),
+            _ => {}
+        }
+        if epoch > self.sealed {
+            return Err(Refusal::NotSealed {
+                epoch,
+                sealed: self.sealed,
+            });
+        }
+        let next = self.committed.next();
+        if epoch != next {
+            return Err(Refusal::OutOfOrder { epoch, next });
+        }
+        Ok(self.begin_commit(standby))
+    }
+
+    fn begin_commit(&mut self, standby: Option<String>) -> Vec<Effect> {
+        let epoch = self.committed.next();
+        let images = (self.first_held == Some(epoch)).then_some(LogOp::SyncImages);
+        let ops = images
+            .into_iter()
+            .chain([LogOp::Commit { epoch, standby }])
+            .collect();
+        self.begin(Purpose::Commit, ops)
+    }
+
+    pub(super) fn drain(
+        &mut self,
+        generation: Generation,
+        release: bool,
+    ) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        match self.phase {
+            Phase::Held | Phase::Switching => {
+                let ops = self.mode_op(Mode::Async { holder: None });
+                Ok(self.begin(
+                    Purpose::StartDraining { release },
+                    ops.into_iter().collect(),
+                ))
+            }
+            Phase::Reserved => Err(Refusal::Reserved),
+            Phase::Draining { release: before } => {
+                self.phase = Phase::Draining {
+                    release: before || release,
+                };
+                Ok(Vec::new())
+            }
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } if release => {
+                self.phase = Phase::Draining { release };
+                Ok(vec![Effect::Gate(self.gate())])
+            }
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) fn takeover(&mut self, standby: String) -> Result<Vec<Effect>, Refusal> {
+        check_id(&standby)?;
+        let Some(holder) = self.mode.holder() else {
+            return Err(match self.no_memory {
+                NoMemory::NeverWas => Refusal::NoCheckpoint,
+                NoMemory::StaleSince(since) => Refusal::MemoryStale { since },
+            });
+        };
+        if holder.standby != standby {
+            let holder = holder.standby.clone();
+            return Err(Refusal::OtherHolder {
+                standby,
+                holder,
+                epoch: self.committed,
+            });
+        }
+        if self.owner.as_deref() == Some(&standby) {
+            // It has taken over before and has written nothing since: the same answer again.
+            return Ok(Vec::new());
+        }
+        if self.is_fenced(&standby) {
+            return Err(self.used(&standby));
+        }
+        let raise = LogOp::RaiseGeneration {
+            owner: Some(standby),
+            reason: "a standby took over",
+        };
+        Ok(self.begin(Purpose::Takeover, vec![raise]))
+    }
+
+    pub(super) fn abort(&mut self, generation: Generation) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        let raise = LogOp::RaiseGeneration {
+            owner: None,
+            reason: "its owner aborted",
+        };
+        let ops = std::iter::once(raise)
+            .chain(self.ops_without_owner())
+            .collect();
+        Ok(self.begin(Purpose::Abort, ops))
+    }
+
+    pub(super) fn applied_to(&mut self, epoch: Epoch) -> Vec<Effect> {
+        self.applied = self.applied.max(epoch.min(self.committed));
+        vec![Effect::Applied(self.applied)]
+    }
+
+    pub(super) fn advance(&mut self) -> Vec<Effect> {
+        if self.pending.is_some() || self.broken {
+            return Vec::new();
+        }
+        let applied = self.applied == self.committed;
+        match self.phase {
+            Phase::Backlog if applied => {
+                self.phase = Phase::Through;
+                vec![Effect::Gate(self.gate())]
+            }
+            Phase::Dormant { wanted: true } if applied => {
+                self.begin(Purpose::Settle, vec![LogOp::SetMode(Mode::Sync)])
+            }
+            Phase::Draining { .. } if self.committed < self.sealed => self.begin_commit(None),
+            Phase::Draining { release: false } if applied => {
+                let ops = self.mode_op(Mode::Sync);
+                self.begin(Purpose::Settle, ops.into_iter().collect())
+            }
+            Phase::Draining { release: true } if applied => {
+                let target = if self.self_commit {
+                    Mode::Async { holder: None }
+                } else {
+                    Mode::Sync
+                };
+                let raise = LogOp::RaiseGeneration {
+                    owner: None,
+                    reason: "its owner detached",
+                };
+                let ops = self.mode_op(target).into_iter().chain([raise]).collect();
+                self.begin(Purpose::Release, ops)
+            }
+            // The log was full when the last owner went.
+            Phase::Reserved if self.owner.is_none() && self.holder().is_none() => {
+                let ops = self.ops_without_owner();
+                self.begin(Purpose::Abort, ops.into_iter().collect())
+            }
+            _ => Vec::new(),
+        }
+    }
+}
