@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
+use nbd_server::failpoint;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -91,10 +92,15 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
         let killed_at = site.kill_source();
         (before, Some(killed_at))
     } else {
-        let hit = rng.random_range(30..80);
-        let arm = ("EPOCHGATE_FAILPOINT".to_owned(), format!("{kill}:{hit}"));
-        site.start_source(&[arm])?;
+        let hit: u32 = rng.random_range(1..40);
+        let go = site.path().join("failpoint");
+        site.start_source(&[
+            (failpoint::VARIABLE.to_owned(), format!("{kill}:{hit}")),
+            (failpoint::WHEN.to_owned(), go.display().to_string()),
+        ])?;
         until_protected(site, |_| {})?;
+        until_witness_works(site, 50)?;
+        std::fs::write(&go, "")?;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while !site.ended(Who::Source) {
             site.next_event(Duration::from_millis(5))?;
