@@ -29,7 +29,8 @@ static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
     Some((name.to_owned(), AtomicU64::new(count)))
 });
 
-static ONLY_WHEN: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(WHEN).map(PathBuf::from));
+static ONLY_WHEN: LazyLock<Option<PathBuf>> =
+    LazyLock::new(|| std::env::var_os(WHEN).map(PathBuf::from));
 
 /// Passes the point `name`.
 pub fn hit(name: &str) {
