@@ -201,6 +201,9 @@ fn read_once(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, Lo
     let not_a_log = || LogError::NotALog {
         dir: path.to_owned(),
     };
+    if !path.is_dir() {
+        return Err(not_a_log());
+    }
     let dir = LogDir::open(path).map_err(|source| LogError::io("open", path, source))?;
     let listing = segment::list(&dir).map_err(|source| LogError::io("list", path, source))?;
     if listing.segments.is_empty() {

@@ -3,7 +3,7 @@
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
-use super::model::{Call, Model, call, durable, open, run};
+use super::model::{Call, Model, Owned, OwnedContent, call, durable, open, run};
 use crate::{LogError, faults};
 
 const EIO: i32 = libc::EIO;
@@ -97,4 +97,45 @@ fn every_failing_change_of_random_histories_is_survived() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn an_append_of_several_records_is_taken_back_as_a_whole() {
+    let count = crate::limits::MAX_EXTENTS as u64 * 2 + 5;
+    let zero = |number| Owned {
+        disk: 0,
+        offset: number,
+        len: 1,
+        content: OwnedContent::Zero,
+    };
+    let append = Call::Append {
+        ahead: 0,
+        extents: (0..count).map(zero).collect(),
+    };
+    let mut full = 0;
+    for at in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut slot = Some(open(dir.path()).unwrap().0);
+        faults::start(Some((at, ENOSPC)));
+        let refused = run(&mut slot, dir.path(), &append);
+        faults::stop();
+        if matches!(refused, Err(LogError::Full { .. })) {
+            full += 1;
+            run(&mut slot, dir.path(), &append).unwrap();
+        } else {
+            refused.unwrap();
+        }
+        run(&mut slot, dir.path(), &Call::Commit { standby: None }).unwrap();
+        drop(slot);
+        let held = durable(&open(dir.path()).unwrap().0).epochs;
+        assert_eq!(
+            held.values().map(Vec::len).sum::<usize>() as u64,
+            count,
+            "full disk at change {at}"
+        );
+    }
+    assert!(
+        full >= 3,
+        "the append had only {full} changes that can find the disk full"
+    );
 }
