@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -76,7 +77,10 @@ fn aliases(config: &GatewayConfig) -> BTreeMap<String, String> {
         .flat_map(|group| group.disks.iter().map(move |disk| (group, disk)));
     disks
         .filter_map(|(group, disk)| {
-            Some((disk.export.clone()?, format!("{}/{}", group.name, disk.name)))
+            Some((
+                disk.export.clone()?,
+                format!("{}/{}", group.name, disk.name),
+            ))
         })
         .collect()
 }
@@ -315,8 +319,25 @@ fn check(config: &GatewayConfig) -> Result<Vec<ListenAddress>, GatewayError> {
         .iter()
         .map(|address| address.parse())
         .collect();
-    Ok(listen?
+    let listen: Vec<ListenAddress> = listen?
         .into_iter()
-        .map(|address: ListenAddress| address.with_insecure(config.insecure))
-        .collect())
+        .map(|address| address.with_insecure(config.insecure))
+        .collect();
+    listen.iter().try_for_each(check_exposed)?;
+    Ok(listen)
+}
+
+/// Refuses numeric addresses that other machines reach, before any log is opened. Names of hosts are resolved, and refused,
+/// only when they are listened on.
+fn check_exposed(address: &ListenAddress) -> Result<(), GatewayError> {
+    if let ListenAddress::Tcp {
+        host_port,
+        insecure: false,
+    } = address
+        && let Ok(address) = host_port.parse::<SocketAddr>()
+        && !address.ip().is_loopback()
+    {
+        return Err(ListenError::Insecure { address }.into());
+    }
+    Ok(())
 }
