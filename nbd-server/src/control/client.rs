@@ -46,7 +46,7 @@ pub enum ControlError {
         message: String,
     },
     /// The gateway can't be reached. Whether the request was carried out is not known.
-    #[error("the gateway's control socket {path} can't be reached", path = .path.display())]
+    #[error("the gateway's control socket {path} can't be reached; is `epochgate gateway` running?", path = .path.display())]
     Unreachable {
         /// The socket.
         path: PathBuf,
