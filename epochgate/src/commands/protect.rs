@@ -15,6 +15,8 @@ use crate::runtime;
 pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
     let config: ProtectConfig = config_file::load(&args.config.config)?;
     config.check().map_err(usage)?;
+    // Before the gateway hears of it: attaching fences whoever has the disks.
+    config.vm.validate(&[]).map_err(usage)?;
     if args.config.check {
         println!("{} is right", args.config.config.display());
         return Ok(ExitCode::SUCCESS);

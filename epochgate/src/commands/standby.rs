@@ -13,6 +13,7 @@ use crate::runtime;
 pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
     let config: StandbyConfig = config_file::load(&args.config.config)?;
     config.check().map_err(usage)?;
+    config.vm.validate(&[]).map_err(usage)?;
     if args.config.check {
         println!("{} is right", args.config.config.display());
         return Ok(ExitCode::SUCCESS);
