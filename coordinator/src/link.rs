@@ -102,9 +102,10 @@ pub(crate) async fn seek(
     timing: Timing,
     events: mpsc::Sender<(LinkNumber, LinkEvent)>,
 ) {
-    let mut last_reason = String::new();
+    // Per address: a list of several must not say the same things again in every round.
+    let mut last_reasons = vec![String::new(); addresses.len()];
     loop {
-        for address in &addresses {
+        for (address, last_reason) in addresses.iter().zip(&mut last_reasons) {
             match greet(address, stamp, &hello).await {
                 Ok((welcome, reader, writer)) => {
                     let (sender, writer) = Sender::start(writer, stamp, timing.heartbeat);
@@ -124,7 +125,7 @@ pub(crate) async fn seek(
                 }
                 Err(error) => {
                     let reason = chain(&error);
-                    if reason != last_reason {
+                    if reason != *last_reason {
                         last_reason.clone_from(&reason);
                         let seeking = LinkEvent::Seeking { reason };
                         if events.send((number, seeking)).await.is_err() {
