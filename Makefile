@@ -25,8 +25,8 @@ check: setup ## formatting, lints, documentation
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
 
-bench: build guest ## the benchmarks: failovers at random instants
-	@$(EPOCHGATE) bench failover $(ARGS)
+bench: build guest ## all benchmarks, figures into docs/results.md (RUNS=100 OTHERS=20)
+	@tests/scripts/bench.sh
 
 build: setup ## the command epochgate, as it is meant to be run
 	@cargo build --release --package epochgate

@@ -329,7 +329,7 @@ impl Incoming {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
     use crate::checkpoint_channel::VmId;
     use nbd_server::Generation;

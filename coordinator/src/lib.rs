@@ -24,6 +24,7 @@ pub mod disks;
 pub mod failpoints;
 mod gateway_task;
 pub mod handshake;
+mod leftovers;
 mod link;
 pub mod report;
 pub mod source_loop;

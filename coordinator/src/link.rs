@@ -11,10 +11,12 @@ use crate::address::{ChannelAddress, Reader};
 use crate::channel_io::{ChannelError, Sender, read_frame_within};
 use crate::checkpoint_channel::{Frame, Kind, Stamp};
 use crate::failpoints;
-use crate::handshake::{Hello, greet};
+use crate::handshake::{HandshakeError, Hello, greet};
 
 /// Between two rounds over the list of standbys.
 const SEEK_AGAIN: Duration = Duration::from_millis(500);
+/// The same after one of them refused: it started a QEMU to find out, and its reason will not pass by itself.
+const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
 /// Distinguishes the connection that counts from earlier ones whose last words may still be on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +107,7 @@ pub(crate) async fn seek(
     // Per address: a list of several must not say the same things again in every round.
     let mut last_reasons = vec![String::new(); addresses.len()];
     loop {
+        let mut pause = SEEK_AGAIN;
         for (address, last_reason) in addresses.iter().zip(&mut last_reasons) {
             match greet(address, stamp, &hello).await {
                 Ok((welcome, reader, writer)) => {
@@ -124,6 +127,9 @@ pub(crate) async fn seek(
                     return;
                 }
                 Err(error) => {
+                    if matches!(error, HandshakeError::Refused(_)) {
+                        pause = REFUSED_AGAIN;
+                    }
                     let reason = chain(&error);
                     if reason != *last_reason {
                         last_reason.clone_from(&reason);
@@ -135,7 +141,7 @@ pub(crate) async fn seek(
                 }
             }
         }
-        tokio::time::sleep(SEEK_AGAIN).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -21,6 +21,7 @@ use crate::disks;
 use crate::failpoints;
 use crate::gateway_task::{self, Place};
 use crate::handshake::Hello;
+use crate::leftovers::remove_stale_ram;
 use crate::link::{self, Link, LinkEvent, LinkNumber, Shipment, Timing};
 use crate::report::{Report, Reporter, emit};
 use crate::vm_task;
@@ -67,6 +68,7 @@ pub async fn protect(
     stop: watch::Receiver<u32>,
 ) -> Result<Ending, ProtectError> {
     config.check()?;
+    remove_stale_ram(&config.vm);
     let group = config.vm.name.clone();
     let owner = format!("{}:{}", config.host, uuid::Uuid::new_v4());
     let client = Client::connect(&config.gateway)
@@ -241,12 +243,20 @@ impl SourceLoop {
                 () = until(power_down_until) => {
                     self.ended("the guest did not power off in time and was ended").await;
                 }
-                _ = due.tick() => self.step(Event::CheckpointDue).await,
+                _ = due.tick() => self.checkpoint_due().await,
             }
             if let Some(ending) = self.ending.take() {
                 self.vm_task.shutdown().await;
                 return ending;
             }
+        }
+    }
+
+    /// The next checkpoint. A VM that is held stays stopped after its first one, so there is nothing more to capture
+    /// until that one is committed and the VM runs on.
+    async fn checkpoint_due(&mut self) {
+        if !self.held || self.machine.in_flight() == 0 {
+            self.step(Event::CheckpointDue).await;
         }
     }
 
@@ -479,7 +489,7 @@ impl SourceLoop {
             Outcome::Detached => {}
             Outcome::Pressure => {
                 self.pressed = true;
-                self.step(Event::CheckpointDue).await;
+                self.checkpoint_due().await;
                 if self.machine.capturing() && std::mem::take(&mut self.pressed) {
                     self.relieve();
                 }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd_server::Epoch;
 use nbd_server::control::api::{ErrorKind, TakeoverReply};
 use nbd_server::control::client::{Client, ControlError};
+use nbd_server::{Epoch, Generation};
 use qemu_glue::{GuestRam, Role, RuntimePlace, SourceVm, StandbyVm, VmEvent};
 use tokio::sync::watch;
 
@@ -20,12 +20,16 @@ use crate::checkpoint_channel::{Frame, Kind, Stamp};
 use crate::config::{ConfigError, StandbyConfig};
 use crate::disks::{self, DisksError};
 use crate::handshake::{Hello, hear, refuse, welcome};
+use crate::leftovers::remove_stale_ram;
 use crate::link::chain;
 use crate::report::{Report, Reporter, emit};
 use crate::standby::{Action, Event, Standby};
 
 /// Between two attempts to reach the gateway for a takeover: short, because the VM is down meanwhile.
 const TAKEOVER_AGAIN: Duration = Duration::from_millis(20);
+
+/// A gateway that is gone does not hold up the end of a VM; its disks are in sync mode then.
+const DETACH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a standby can't be one.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +105,7 @@ pub async fn serve_standby(
         address: config.listen.clone(),
         source,
     })?;
-    remove_stale_ram(&config);
+    remove_stale_ram(&config.vm);
     // Fresh for every process: what an earlier one held is gone with it.
     let id = format!("{}:{}", config.host, uuid::Uuid::new_v4());
     let address = config.listen.to_string();
@@ -135,22 +139,11 @@ pub async fn serve_standby(
         tokio::select! {
             outcome = session.receive() => match outcome {
                 After::Nothing => {}
-                After::Running(vm) => return host.run_guest(*vm, stop).await,
+                After::Running(guest) => return host.run_guest(*guest, stop).await,
                 After::Failed(error) => return Err(error),
             },
             _ = stop.changed() => return Ok(()),
         }
-    }
-}
-
-fn remove_stale_ram(config: &StandbyConfig) {
-    match GuestRam::remove_stale(&config.vm.ram_dir) {
-        Ok(removed) => {
-            for path in removed {
-                tracing::info!(path = %path.display(), "removed the RAM file of a process that is gone");
-            }
-        }
-        Err(error) => tracing::warn!(%error, "old RAM files could not be looked for"),
     }
 }
 
@@ -167,9 +160,16 @@ enum After {
     /// Nothing to go on from; wait for the next.
     Nothing,
     /// The guest runs here.
-    Running(Box<SourceVm>),
+    Running(Box<Guest>),
     /// The disks are ours, and the guest does not run.
     Failed(StandbyError),
+}
+
+/// A guest that was taken over, with what its end needs.
+struct Guest {
+    vm: SourceVm,
+    client: Client,
+    generation: Generation,
 }
 
 impl Host {
@@ -259,9 +259,14 @@ impl Host {
     /// After a takeover: the guest runs here, until it ends or is to be stopped.
     async fn run_guest(
         &self,
-        vm: SourceVm,
+        guest: Guest,
         mut stop: watch::Receiver<u32>,
     ) -> Result<(), StandbyError> {
+        let Guest {
+            vm,
+            client,
+            generation,
+        } = guest;
         let mut events = vm.subscribe();
         let (reason, planned) = loop {
             tokio::select! {
@@ -284,6 +289,10 @@ impl Host {
             }
         };
         vm.kill().await;
+        let detach = client.detach(&self.config.vm.name, generation);
+        if let Ok(Err(error)) = tokio::time::timeout(DETACH_LIMIT, detach).await {
+            tracing::warn!(%error, "the gateway did not take the disks back");
+        }
         emit(&self.reporter, Report::VmEnded { reason, planned });
         Ok(())
     }
@@ -468,7 +477,7 @@ impl Session<'_> {
         if !actions.contains(&Action::Resume { epoch }) {
             return After::Nothing;
         }
-        self.resume(epoch, takeover).await
+        self.resume(epoch, generation, takeover).await
     }
 
     /// Raises the generation. A gateway that does not answer is asked until it does; only its word counts.
@@ -496,7 +505,7 @@ impl Session<'_> {
         }
     }
 
-    async fn resume(mut self, epoch: Epoch, takeover: Duration) -> After {
+    async fn resume(mut self, epoch: Epoch, generation: Generation, takeover: Duration) -> After {
         let began = Instant::now();
         if let Err(broken) = self.merge_up_to(epoch) {
             self.discard(&chain(&broken));
@@ -517,7 +526,12 @@ impl Session<'_> {
                     },
                 );
                 tracing::info!(%epoch, "the guest goes on here");
-                After::Running(Box::new(vm))
+                let client = self.client;
+                After::Running(Box::new(Guest {
+                    vm,
+                    client,
+                    generation,
+                }))
             }
             Err(source) => After::Failed(StandbyError::Resume { epoch, source }),
         }

@@ -199,8 +199,11 @@ pub(crate) struct FailoverArgs {
     #[arg(long, value_name = "NAME")]
     pub at: Option<String>,
     /// One JSON object at the end.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "markdown")]
     pub json: bool,
+    /// One section of Markdown at the end, as in docs/results.md.
+    #[arg(long)]
+    pub markdown: bool,
     /// Keep the working directories of failed runs.
     #[arg(long)]
     pub keep: bool,

@@ -1,6 +1,8 @@
 //! `epochgate bench failover`: kills the source again and again, at random instants and between every two steps of a
 //! commit, and lets the witness judge each time.
 
+mod markdown;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,7 +17,8 @@ use serde_json::{Value, json};
 use crate::cli::FailoverArgs;
 use crate::exit::Usage;
 use crate::lab::failover::{Outcome, judge, until_protected, until_witness_works};
-use crate::lab::{Site, Who, site::Seen};
+use crate::lab::site::{Seen, is_interruption};
+use crate::lab::{Site, Who};
 use crate::output::{millis, percentile};
 
 /// A kill from outside, at an instant that no step of the commit decides.
@@ -33,7 +36,7 @@ pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<ExitCode> {
         bar.set_message(kill.to_owned());
         match one(args, kill, &mut rng) {
             Ok((outcome, seen)) => tally.add(kill, &outcome, &seen),
-            Err(error) if error.to_string() == "interrupted" => return Err(error),
+            Err(error) if is_interruption(&error) => return Err(error),
             Err(error) => tally.fail(kill, &format!("{error:#}")),
         }
         bar.inc(1);
@@ -42,6 +45,8 @@ pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<ExitCode> {
     let summary = tally.summary(args.runs, seed);
     if args.json {
         println!("{summary}");
+    } else if args.markdown {
+        print!("{}", markdown::section(args, &summary));
     } else {
         tally.print(args.runs, &summary);
     }
@@ -83,12 +88,12 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
     let (before, killed_at) = if kill == RANDOM {
         site.start_source(&[])?;
         until_protected(site, |_| {})?;
-        until_witness_works(site, 50)?;
+        let before = until_witness_works(site, 50)?;
         wait(
             site,
             Duration::from_micros(rng.random_range(200_000..1_500_000)),
         )?;
-        let before = until_witness_works(site, 0)?;
+        let before = site.serial(Who::Source).latest().unwrap_or(before);
         let killed_at = site.kill_source();
         (before, Some(killed_at))
     } else {
@@ -129,7 +134,7 @@ fn wait(site: &mut Site, length: Duration) -> anyhow::Result<()> {
 }
 
 fn progress(args: &FailoverArgs) -> ProgressBar {
-    if args.json {
+    if args.json || args.markdown {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(args.runs.into());
@@ -149,6 +154,9 @@ struct Tally {
     failures: Vec<String>,
     by_kill: BTreeMap<String, u32>,
     pauses: Vec<coordinator::report::Pause>,
+    wire_bytes: Vec<u64>,
+    commit1: Vec<u64>,
+    commit2: Vec<u64>,
     detect: Vec<u64>,
     resume: Vec<u64>,
     parts: [Vec<u64>; 3],
@@ -172,6 +180,9 @@ impl Tally {
             self.failures.push(format!("{kill}: {outcome:?}"));
         }
         self.pauses.extend(&seen.pauses);
+        self.wire_bytes.extend(&seen.wire_bytes);
+        self.commit1.extend(&seen.commit1);
+        self.commit2.extend(&seen.commit2);
         self.detect.extend(outcome.detect_us);
         self.failover.extend(outcome.failover_us);
         self.resume.push(outcome.resume_us);
@@ -210,6 +221,11 @@ impl Tally {
                 "copy": part(|p| p.copy),
                 "device_state": part(|p| p.device_state),
                 "resume": part(|p| p.resume),
+            },
+            "commit1_ms": spread(self.commit1.clone()),
+            "commit2_ms": spread(self.commit2.clone()),
+            "checkpoint_bytes": {
+                "mean": self.wire_bytes.iter().sum::<u64>() / self.wire_bytes.len().max(1) as u64,
             },
             "detect_ms": spread(self.detect.clone()),
             "resume_ms": spread(self.resume.clone()),

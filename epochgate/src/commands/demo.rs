@@ -10,8 +10,9 @@ use serde_json::json;
 
 use crate::cli::DemoArgs;
 use crate::lab::failover::{self, Outcome};
+use crate::lab::site::{self, Seen};
 use crate::lab::witness::Verdict;
-use crate::lab::{Site, Who, site::Seen};
+use crate::lab::{Site, Who};
 use crate::output::{bytes, millis, percentile};
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
@@ -20,13 +21,17 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     stage.say("a gateway, a standby and a source, three processes on this machine");
     let mut site = Site::start(&args.lab)?;
     let result = play(args, &mut site, &stage);
-    if args.keep || result.is_err() {
-        if let Some(kept) = site.keep() {
-            eprintln!(
-                "epochgate: all configuration and logs are kept in {}",
-                kept.display()
-            );
-        }
+    let worth_a_look = match &result {
+        Ok((_, outcome, _)) => !outcome.good(),
+        Err(error) => !site::is_interruption(error),
+    };
+    if (args.keep || worth_a_look)
+        && let Some(kept) = site.keep()
+    {
+        eprintln!(
+            "epochgate: all configuration and logs are kept in {}",
+            kept.display()
+        );
     }
     let (before, outcome, seen) = result?;
     stage.verdict(&before, &outcome);
@@ -64,7 +69,7 @@ fn play(
     let before = site.serial(Who::Source).latest().unwrap_or(before);
     let killed_at = site.kill_source();
     let seen = site.seen().clone();
-    stage.say(&format!(
+    stage.say_at(killed_at, &format!(
         "KILLED the source: SIGKILL to its QEMU and its coordinator; last epoch reported as committed: {}",
         seen.committed
     ));

@@ -70,6 +70,7 @@ pub(crate) fn until_witness_works(site: &mut Site, writes: u64) -> anyhow::Resul
         if let Some(verdict) = site.serial(Who::Source).latest()
             && verdict.writes >= writes
         {
+            site.measure_from_now();
             ensure!(
                 verdict.good(),
                 "the witness is not content before anything was killed: {verdict:?}"

@@ -44,10 +44,14 @@ pub(crate) struct Seen {
     pub qemu: String,
     /// The dirty tracker that runs.
     pub dirty_tracker: String,
-    /// Total pauses in microseconds, first checkpoint left out.
+    /// Pauses in microseconds, since [`Site::measure_from_now`].
     pub pauses: Vec<coordinator::report::Pause>,
-    /// Bytes on the wire per checkpoint, first left out.
+    /// Bytes on the wire per checkpoint.
     pub wire_bytes: Vec<u64>,
+    /// Microseconds from capture to COMMIT 1.
+    pub commit1: Vec<u64>,
+    /// Microseconds from COMMIT 1 to the durable record.
+    pub commit2: Vec<u64>,
     /// Last epoch that the source reported as committed.
     pub committed: u64,
     /// Epochs committed since the VM is protected.
@@ -74,6 +78,16 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Says that the user wants out.
 pub(crate) fn interrupt() {
     INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// The user wanted out.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+/// Whether `error` only says that the user wanted out.
+pub(crate) fn is_interruption(error: &anyhow::Error) -> bool {
+    error.is::<Interrupted>()
 }
 
 impl Site {
@@ -251,7 +265,7 @@ impl Site {
     /// The next event, if one comes within `limit`.
     pub(crate) fn next_event(&mut self, limit: Duration) -> anyhow::Result<Option<(Who, Stamped)>> {
         if INTERRUPTED.load(Ordering::Relaxed) {
-            bail!("interrupted");
+            return Err(Interrupted.into());
         }
         match self.events.recv_timeout(limit) {
             Ok((who, event)) => {
@@ -278,13 +292,19 @@ impl Site {
                 pause_us,
                 wire_bytes,
                 ..
-            } if self.seen.epochs > 0 => {
+            } => {
                 self.seen.pauses.push(*pause_us);
                 self.seen.wire_bytes.push(*wire_bytes);
             }
-            Report::Committed { epoch, .. } => {
+            Report::Committed {
+                epoch,
+                commit1_us,
+                commit2_us,
+            } => {
                 self.seen.committed = epoch.0;
                 self.seen.epochs += 1;
+                self.seen.commit1.push(*commit1_us);
+                self.seen.commit2.push(*commit2_us);
             }
             _ => {}
         }
@@ -293,6 +313,14 @@ impl Site {
     /// What was seen so far.
     pub(crate) fn seen(&self) -> &Seen {
         &self.seen
+    }
+
+    /// Forgets what was measured so far: a guest that boots is not the load that is meant.
+    pub(crate) fn measure_from_now(&mut self) {
+        self.seen.pauses.clear();
+        self.seen.wire_bytes.clear();
+        self.seen.commit1.clear();
+        self.seen.commit2.clear();
     }
 
     /// SIGKILL for the source's QEMU and its coordinator, as when the host dies. Returns the instant.
