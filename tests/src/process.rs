@@ -62,7 +62,10 @@ impl Process {
             .stderr(stderr);
         die_with_parent(&mut command);
         let mut child = command.spawn().unwrap_or_else(|error| {
-            panic!("{} can't be started: {error}", command.get_program().display())
+            panic!(
+                "{} can't be started: {error}",
+                command.get_program().display()
+            )
         });
         let heard = Arc::new((Mutex::new(Heard::default()), Condvar::new()));
         let stdout = child.stdout.take().expect("stdout is a pipe");
@@ -115,14 +118,17 @@ impl Process {
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                !heard.at_end && !left.is_zero(),
-                "{} {} without the event {what}; last events: {:#?}\nlog:\n{}",
-                self.name,
-                if heard.at_end { "ended" } else { "goes on" },
-                heard.events.iter().rev().take(3).collect::<Vec<_>>(),
-                self.log_tail()
-            );
+            if heard.at_end || left.is_zero() {
+                let last: Vec<Value> = heard.events.iter().rev().take(3).cloned().collect();
+                let how = if heard.at_end { "ended" } else { "goes on" };
+                // The reader must not find the lock poisoned.
+                drop(heard);
+                panic!(
+                    "{} {how} without the event {what}; last events: {last:#?}\nlog:\n{}",
+                    self.name,
+                    self.log_tail()
+                );
+            }
             heard = bell.wait_timeout(heard, left).unwrap().0;
         }
     }
@@ -146,7 +152,10 @@ impl Process {
 
     /// Whether it has ended by itself.
     pub fn ended(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be waited for").is_some()
+        self.child
+            .try_wait()
+            .expect("a child can be waited for")
+            .is_some()
     }
 
     /// Sends a signal.
@@ -216,7 +225,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- {} (pid {}):\n{}", self.name, self.pid(), self.log_tail());
+            eprintln!(
+                "---- {} (pid {}):\n{}",
+                self.name,
+                self.pid(),
+                self.log_tail()
+            );
         }
         if !self.ended() {
             // Frozen ones would not hear anything else.

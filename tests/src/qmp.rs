@@ -48,8 +48,24 @@ impl Qemu {
         let guest = paths::guest();
         let mut command = Command::new(paths::qemu());
         command
-            .args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none", "-S"])
-            .args(["-machine", "pc,memory-backend=ram", "-m", &format!("{MEMORY_MIB}M"), "-object"])
+            .args([
+                "-accel",
+                "tcg",
+                "-nodefaults",
+                "-no-user-config",
+                "-vga",
+                "none",
+                "-display",
+                "none",
+                "-S",
+            ])
+            .args([
+                "-machine",
+                "pc,memory-backend=ram",
+                "-m",
+                &format!("{MEMORY_MIB}M"),
+                "-object",
+            ])
             .arg(format!(
                 "memory-backend-file,id=ram,size={MEMORY_MIB}M,share=on,mem-path={}",
                 machine.ram.display()
@@ -60,7 +76,10 @@ impl Qemu {
             .arg(guest.join("initrd.gz"))
             .args(["-append", &paths::cmdline()])
             .args(["-serial", &format!("file:{}", serial.display())])
-            .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+            .args([
+                "-qmp",
+                &format!("unix:{},server=on,wait=off", socket.display()),
+            ]);
         for disk in &machine.disks {
             command.args([
                 "-drive",
@@ -118,7 +137,10 @@ impl Qemu {
     /// Saves the state of the devices of a stopped guest. The RAM is in its file.
     #[track_caller]
     pub fn save_devices(&mut self, file: &Path) {
-        self.ask("migrate", json!({"uri": format!("exec:cat > {}", file.display())}));
+        self.ask(
+            "migrate",
+            json!({"uri": format!("exec:cat > {}", file.display())}),
+        );
         self.wait_for_migration();
     }
 
@@ -147,7 +169,8 @@ impl Qemu {
 
     /// Ends it.
     pub fn quit(mut self) {
-        writeln!(self.stream.get_mut(), "{}", json!({"execute": "quit"})).expect("QEMU takes commands");
+        writeln!(self.stream.get_mut(), "{}", json!({"execute": "quit"}))
+            .expect("QEMU takes commands");
         self.process.wait();
     }
 }

@@ -108,7 +108,9 @@ impl Serial {
     /// Waits until the guest works: it has written, and swept over all blocks once, and all is well.
     #[track_caller]
     pub fn at_work(&self) -> Verdict {
-        let verdict = self.wait("the witness to work", |now| now.writes >= 50 && now.pass >= 1);
+        let verdict = self.wait("the witness to work", |now| {
+            now.writes >= 50 && now.pass >= 1
+        });
         assert!(verdict.good(), "{:?}", self.complaints());
         verdict
     }

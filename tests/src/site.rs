@@ -153,8 +153,12 @@ impl Site {
     #[track_caller]
     pub fn start_gateway(&mut self, env: &[(&str, &str)]) {
         let config = self.file("gateway.toml");
-        let gateway =
-            Process::epochgate("gateway", self.path(), ["gateway", "--config", &config], env);
+        let gateway = Process::epochgate(
+            "gateway",
+            self.path(),
+            ["gateway", "--config", &config],
+            env,
+        );
         let gateway = self.gateway.insert(gateway);
         wait_for_socket(&self.dir.path().join("gateway.sock"), gateway);
     }
@@ -214,7 +218,11 @@ impl Site {
     /// Process id of the source's QEMU.
     #[track_caller]
     pub fn source_qemu(&self) -> u32 {
-        let events = self.source.as_ref().map(Process::events).unwrap_or_default();
+        let events = self
+            .source
+            .as_ref()
+            .map(Process::events)
+            .unwrap_or_default();
         let started = events.iter().find(|event| event["event"] == "vm_started");
         started
             .and_then(|event| u32::try_from(event["pid"].as_u64()?).ok())
