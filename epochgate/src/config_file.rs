@@ -22,3 +22,32 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
         })
         .map_err(usage)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coordinator::{ProtectConfig, StandbyConfig};
+    use nbd_server::gateway::GatewayConfig;
+
+    fn example(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../docs/examples")
+            .join(name)
+    }
+
+    #[test]
+    fn the_examples_are_right() -> anyhow::Result<()> {
+        load::<ProtectConfig>(&example("vm.toml"))?.check()?;
+        load::<StandbyConfig>(&example("standby.toml"))?.check()?;
+        load::<GatewayConfig>(&example("gateway.toml"))?.check()?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_what_is_allowed() {
+        let error = load::<GatewayConfig>(&example("vm.toml")).map(drop);
+        let text = error.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains("unknown field"), "{text}");
+        assert!(text.contains("`listen`"), "{text}");
+    }
+}
