@@ -349,7 +349,10 @@ impl Committer {
             }
             Err(error) => {
                 self.flushers = flushers;
-                if is_full(&error) {
+                if is_full(&error) && self.shared.is_stopping() {
+                    // The listeners stop only when all requests are answered, and space may never come.
+                    self.fail_flushers(IoError::Shutdown);
+                } else if is_full(&error) {
                     self.retry_later();
                 } else {
                     self.fail_flushers(IoError::Io);
