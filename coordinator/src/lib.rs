@@ -21,6 +21,7 @@ pub mod checkpoint_channel;
 pub mod commit;
 pub mod config;
 pub mod disks;
+mod ending;
 pub mod failpoints;
 mod gateway_task;
 pub mod handshake;
@@ -30,8 +31,10 @@ pub mod report;
 pub mod source_loop;
 pub mod standby;
 pub mod standby_loop;
+mod taken_over;
 mod vm_task;
 
 pub use config::{ProtectConfig, StandbyConfig};
+pub use ending::Ending;
 pub use source_loop::protect;
 pub use standby_loop::serve_standby;

@@ -74,10 +74,13 @@ impl Link {
     }
 
     /// Says a last word and closes, after at most `limit`. Checkpoints that are not sent yet are dropped.
-    pub(crate) async fn finish(mut self, last: Kind, limit: Duration) {
+    pub(crate) async fn finish(mut self, last: Kind, reason: &str, limit: Duration) {
         self.tasks.shutdown().await;
         let farewell = async {
-            let _ = self.sender.send_new(last, Epoch(0), Vec::new()).await;
+            let _ = self
+                .sender
+                .send_new(last, Epoch(0), reason.to_owned())
+                .await;
             drop(self.sender);
             let _ = (&mut self.writer).await;
         };

@@ -320,7 +320,8 @@ impl Status {
                 self.peer = Some(standby.clone());
                 self.state = State::Filling;
             }
-            Report::FirstCopy { .. } | Report::GatewayBack | Report::TakeoverWaits { .. } => {}
+            Report::FirstCopy { .. } => {}
+            Report::GatewayBack => self.message = None,
             Report::Protected { epoch, .. } => {
                 self.state = State::Protected;
                 self.committed = Some(*epoch);
@@ -339,7 +340,9 @@ impl Status {
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.committed = Some(*epoch);
             }
-            Report::CommitFailed { reason, .. } | Report::GatewayLost { reason } => {
+            Report::CommitFailed { reason, .. }
+            | Report::GatewayLost { reason }
+            | Report::TakeoverWaits { reason } => {
                 self.message = Some(reason.clone());
             }
             Report::StandbyLost { reason } => {

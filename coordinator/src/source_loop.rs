@@ -18,6 +18,7 @@ use crate::checkpoint_channel::{Frame, Kind};
 use crate::commit::{Action, Event, Phase, Source};
 use crate::config::{ConfigError, OnStandbyLoss, ProtectConfig};
 use crate::disks;
+use crate::ending::{Ending, FAREWELL_LIMIT, POWER_DOWN_LIMIT, until};
 use crate::failpoints;
 use crate::gateway_task::{self, Place};
 use crate::handshake::Hello;
@@ -26,23 +27,8 @@ use crate::link::{self, Link, LinkEvent, LinkNumber, Shipment, Timing};
 use crate::report::{Report, Reporter, emit};
 use crate::vm_task;
 
-/// A guest that was asked to power off gets this long; afterwards its QEMU is ended.
-const POWER_DOWN_LIMIT: Duration = Duration::from_secs(30);
-/// What is told to the standby and the gateway at the end gets this long: they may be gone.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// Requests to one task that wait; each task has at most a handful under way.
 const QUEUE: usize = 16;
-
-/// How a source ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// The guest powered off or the operator stopped it.
-    Planned(String),
-    /// Another generation owns the disks: the VM goes on elsewhere.
-    Fenced(String),
-    /// The VM was lost here.
-    Lost(String),
-}
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -110,25 +96,8 @@ pub async fn protect(
     let ending = SourceLoop::new(config, reporter.clone(), place, hello, vm)
         .run(stop)
         .await;
-    report_ending(&reporter, &ending);
+    ending.report(&reporter);
     Ok(ending)
-}
-
-fn report_ending(reporter: &Reporter, ending: &Ending) {
-    let ended = |reason: &str, planned| Report::VmEnded {
-        reason: reason.to_owned(),
-        planned,
-    };
-    emit(
-        reporter,
-        match ending {
-            Ending::Planned(reason) => ended(reason, true),
-            Ending::Lost(reason) => ended(reason, false),
-            Ending::Fenced(reason) => Report::Fenced {
-                reason: reason.clone(),
-            },
-        },
-    );
 }
 
 /// When the steps of an epoch in flight happened.
@@ -511,20 +480,20 @@ impl SourceLoop {
 
     async fn fenced(&mut self, reason: String) {
         tracing::error!(reason, "fenced: the VM is stopped here");
-        self.step(Event::Fenced).await;
         self.ending.get_or_insert(Ending::Fenced(reason));
+        self.step(Event::Fenced).await;
     }
 
     async fn vm_gone(&mut self, reason: &str) {
         tracing::error!(reason, "the VM is lost here");
-        self.step(Event::VmLost).await;
         self.ending.get_or_insert(Ending::Lost(reason.to_owned()));
+        self.step(Event::VmLost).await;
     }
 
     async fn ended(&mut self, reason: &str) {
-        self.step(Event::VmEnded).await;
         self.ending
             .get_or_insert(Ending::Planned(reason.to_owned()));
+        self.step(Event::VmEnded).await;
     }
 
     /// The VM ended as planned: first its QEMU goes (nothing is written any more), then the gateway commits what is
@@ -554,7 +523,8 @@ impl SourceLoop {
     /// The last word to the standby, if it is there. A Yield saves it the time to become suspicious.
     async fn farewell(&mut self, kind: Kind) {
         if let Some(link) = self.link.take() {
-            link.finish(kind, FAREWELL_LIMIT).await;
+            let reason = self.ending.as_ref().map_or("", Ending::reason);
+            link.finish(kind, reason, FAREWELL_LIMIT).await;
         }
     }
 
@@ -565,14 +535,6 @@ impl SourceLoop {
 
     async fn ask_gateway(&mut self, request: gateway_task::Request) {
         let _ = self.gateway.send(request).await;
-    }
-}
-
-/// Waits until then; forever if there is no then.
-async fn until(then: Option<tokio::time::Instant>) {
-    match then {
-        Some(then) => tokio::time::sleep_until(then).await,
-        None => std::future::pending().await,
     }
 }
 

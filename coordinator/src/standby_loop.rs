@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nbd_server::control::api::{ErrorKind, TakeoverReply};
 use nbd_server::control::client::{Client, ControlError};
 use nbd_server::{Epoch, Generation};
-use qemu_glue::{GuestRam, Role, RuntimePlace, SourceVm, StandbyVm, VmEvent};
+use qemu_glue::{GuestRam, Role, RuntimePlace, StandbyVm, VmEvent};
 use tokio::sync::watch;
 
 use crate::address::{ChannelAddress, Listener, Reader, Writer};
@@ -19,17 +19,17 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Incoming, Pages};
 use crate::checkpoint_channel::{Frame, Kind, Stamp};
 use crate::config::{ConfigError, StandbyConfig};
 use crate::disks::{self, DisksError};
+use crate::ending::Ending;
+use crate::gateway_task::Place;
 use crate::handshake::{Hello, hear, refuse, welcome};
 use crate::leftovers::remove_stale_ram;
 use crate::link::chain;
 use crate::report::{Report, Reporter, emit};
 use crate::standby::{Action, Event, Standby};
+use crate::taken_over::TakenOver;
 
 /// Between two attempts to reach the gateway for a takeover: short, because the VM is down meanwhile.
 const TAKEOVER_AGAIN: Duration = Duration::from_millis(20);
-
-/// A gateway that is gone does not hold up the end of a VM; its disks are in sync mode then.
-const DETACH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a standby can't be one.
 #[derive(Debug, thiserror::Error)]
@@ -93,12 +93,12 @@ enum Broken {
     Yielded(String),
 }
 
-/// Serves as a standby until `stop` asks it to end, or until the VM that it took over has ended.
+/// Serves as a standby until `stop` asks it to end, or until the VM that it took over has ended. Returns how that ended.
 pub async fn serve_standby(
     config: StandbyConfig,
     reporter: Reporter,
     mut stop: watch::Receiver<u32>,
-) -> Result<(), StandbyError> {
+) -> Result<Option<Ending>, StandbyError> {
     config.check()?;
     let listener = config.listen.listen().await;
     let listener = listener.map_err(|source| StandbyError::Listen {
@@ -125,7 +125,7 @@ pub async fn serve_standby(
     loop {
         let accepted = tokio::select! {
             accepted = host.listener.accept() => accepted,
-            _ = stop.changed() => return Ok(()),
+            _ = stop.changed() => return Ok(None),
         };
         let Ok((reader, writer)) = accepted else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -133,16 +133,19 @@ pub async fn serve_standby(
         };
         let session = tokio::select! {
             session = host.meet(reader, writer) => session,
-            _ = stop.changed() => return Ok(()),
+            _ = stop.changed() => return Ok(None),
         };
         let Some(session) = session else { continue };
         tokio::select! {
             outcome = session.receive() => match outcome {
                 After::Nothing => {}
-                After::Running(guest) => return host.run_guest(*guest, stop).await,
+                After::Running(guest) => {
+                    let ending = guest.run(&host.listener, &host.reporter, stop).await;
+                    return Ok(Some(ending));
+                }
                 After::Failed(error) => return Err(error),
             },
-            _ = stop.changed() => return Ok(()),
+            _ = stop.changed() => return Ok(None),
         }
     }
 }
@@ -160,16 +163,9 @@ enum After {
     /// Nothing to go on from; wait for the next.
     Nothing,
     /// The guest runs here.
-    Running(Box<Guest>),
+    Running(Box<TakenOver>),
     /// The disks are ours, and the guest does not run.
     Failed(StandbyError),
-}
-
-/// A guest that was taken over, with what its end needs.
-struct Guest {
-    vm: SourceVm,
-    client: Client,
-    generation: Generation,
 }
 
 impl Host {
@@ -254,47 +250,6 @@ impl Host {
             return Err(Unready::OtherMachine(differences));
         }
         Ok((client, standby))
-    }
-
-    /// After a takeover: the guest runs here, until it ends or is to be stopped.
-    async fn run_guest(
-        &self,
-        guest: Guest,
-        mut stop: watch::Receiver<u32>,
-    ) -> Result<(), StandbyError> {
-        let Guest {
-            vm,
-            client,
-            generation,
-        } = guest;
-        let mut events = vm.subscribe();
-        let (reason, planned) = loop {
-            tokio::select! {
-                event = events.recv() => match event {
-                    Ok(VmEvent::Shutdown { guest, reason }) => {
-                        break (format!("the guest ended: {reason}"), guest);
-                    }
-                    Ok(VmEvent::Closed) | Err(tokio::sync::broadcast::error::RecvError::Closed) => {
-                        break ("QEMU ended".to_owned(), false);
-                    }
-                    _ => {}
-                },
-                accepted = self.listener.accept() => {
-                    if let Ok((_, mut writer)) = accepted {
-                        let reason = "the VM runs on this host since its takeover; stop it here first";
-                        refuse(&mut writer, &self.config.vm.name, reason).await;
-                    }
-                }
-                _ = stop.changed() => break ("the operator ended the VM".to_owned(), true),
-            }
-        };
-        vm.kill().await;
-        let detach = client.detach(&self.config.vm.name, generation);
-        if let Ok(Err(error)) = tokio::time::timeout(DETACH_LIMIT, detach).await {
-            tracing::warn!(%error, "the gateway did not take the disks back");
-        }
-        emit(&self.reporter, Report::VmEnded { reason, planned });
-        Ok(())
     }
 }
 
@@ -526,12 +481,12 @@ impl Session<'_> {
                     },
                 );
                 tracing::info!(%epoch, "the guest goes on here");
-                let client = self.client;
-                After::Running(Box::new(Guest {
-                    vm,
-                    client,
+                let place = Place {
+                    client: self.client,
+                    group: self.host.config.vm.name.clone(),
                     generation,
-                }))
+                };
+                After::Running(Box::new(TakenOver { vm, place }))
             }
             Err(source) => After::Failed(StandbyError::Resume { epoch, source }),
         }

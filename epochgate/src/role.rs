@@ -4,9 +4,11 @@
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use coordinator::Ending;
 use coordinator::report::{Reporter, Stamped, Status};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -78,6 +80,14 @@ async fn answer(listener: UnixListener, status: Arc<Mutex<Status>>) {
         };
         // The asker may be gone; nothing depends on it.
         let _ = stream.write_all(&text).await;
+    }
+}
+
+/// A VM that ended as planned is good; one that was fenced or lost did not stay protected here.
+pub(crate) fn exit_code(ending: &Ending) -> ExitCode {
+    match ending {
+        Ending::Planned(_) => ExitCode::SUCCESS,
+        Ending::Fenced(_) | Ending::Lost(_) => ExitCode::FAILURE,
     }
 }
 

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use coordinator::ProtectConfig;
-use coordinator::source_loop::{Ending, ProtectError};
+use coordinator::source_loop::ProtectError;
 
 use crate::cli::RoleArgs;
 use crate::config_file;
 use crate::exit::usage;
-use crate::role::{Role, prepare_runtime_dir};
+use crate::role::{Role, exit_code, prepare_runtime_dir};
 use crate::runtime;
 
 pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
@@ -29,10 +29,7 @@ pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
             .await
             .map_err(explain)
             .with_context(|| format!("the VM \"{name}\" is not protected"))?;
-        Ok(match ending {
-            Ending::Planned(_) => ExitCode::SUCCESS,
-            Ending::Fenced(_) | Ending::Lost(_) => ExitCode::FAILURE,
-        })
+        Ok(exit_code(&ending))
     })
 }
 

@@ -7,7 +7,7 @@ use coordinator::StandbyConfig;
 use crate::cli::RoleArgs;
 use crate::config_file;
 use crate::exit::usage;
-use crate::role::{Role, prepare_runtime_dir};
+use crate::role::{Role, exit_code, prepare_runtime_dir};
 use crate::runtime;
 
 pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
@@ -22,7 +22,8 @@ pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
     let name = config.vm.name.clone();
     runtime::tokio()?.block_on(async {
         let role = Role::start("standby", &name, &config.runtime_dir, args.json).await?;
-        coordinator::serve_standby(config, role.reporter(), runtime::stop_signals()?).await?;
-        Ok(ExitCode::SUCCESS)
+        let stop = runtime::stop_signals()?;
+        let ending = coordinator::serve_standby(config, role.reporter(), stop).await?;
+        Ok(ending.as_ref().map_or(ExitCode::SUCCESS, exit_code))
     })
 }

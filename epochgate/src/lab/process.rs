@@ -77,12 +77,14 @@ impl Process {
         }
     }
 
-    /// SIGTERM, then SIGKILL for one that does not listen.
+    /// SIGTERM twice, as the lab's guest never powers off when it is asked to; then SIGKILL for one that does not listen.
     pub(crate) fn stop(&mut self) {
-        self.signal(Signal::TERM);
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.ended().is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
+        for patience in [Duration::from_millis(200), Duration::from_secs(5)] {
+            self.signal(Signal::TERM);
+            let deadline = Instant::now() + patience;
+            while self.ended().is_none() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         self.kill();
     }
