@@ -20,7 +20,7 @@ use super::image::{Image, ImageError};
 use super::shared::Shared;
 use super::{Channels, Group};
 
-/// Smallest memory budget, in MiB: two of the largest requests.
+/// Smallest memory budget, in MiB. A write that finds it below its limit is let in whole, so even this one works.
 const MIN_BUDGET_MIB: u64 = 1;
 
 /// What a group does when no source owns it.
