@@ -4,7 +4,6 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -141,7 +140,5 @@ fn pass(mut source: UnixStream, mut standby: UnixStream, spoiled: u16, left: &mu
         }
     }
     let _ = standby.shutdown(std::net::Shutdown::Write);
-    // The answer to what was sent last may still be on its way.
-    std::thread::sleep(Duration::from_millis(1));
     let _ = source.shutdown(std::net::Shutdown::Read);
 }

@@ -55,10 +55,7 @@ fn a_frozen_source_that_wakes_up_is_fenced() {
 
     let lost = site.standby().event(&["source_lost"]);
     let reason = lost["reason"].as_str().unwrap();
-    assert!(
-        reason.contains("2000 ms") || reason.contains("2 s") || reason.contains("silen"),
-        "{reason}"
-    );
+    assert!(reason.contains("2000 ms"), "{reason}");
     assert!(site.resumed() >= committed);
     let taken_over = site.serial("standby").goes_on();
 

@@ -152,8 +152,7 @@ fn a_flush_waits_while_the_log_is_full_and_nothing_acknowledged_is_lost() {
         || bench.group()["last_error"].is_null().then_some(()),
         || bench.group().to_string(),
     );
-    // A crash right now: what flushes were answered for must be in image or log. The tmpfs goes with the process, so the log is
-    // kept; nothing may be waiting in it if it is to be thrown away.
+    // The tmpfs goes with the gateway, and the log with it: by then all must be in the image.
     wait_until(
         "everything to be applied",
         || {
