@@ -58,6 +58,10 @@ pub struct ProtectConfig {
     /// Send checkpoints beyond this machine without encryption. Only on a link that nobody else can reach.
     #[serde(default)]
     pub insecure: bool,
+    /// Start from the disks even if the VM runs elsewhere or a standby holds its memory. Not a key of the file: it is
+    /// asked for each time.
+    #[serde(skip)]
+    pub cold_start: bool,
     /// The VM. Its name is the name of its group at the gateway.
     pub vm: VmDescription,
 }

@@ -18,6 +18,7 @@ pub mod address;
 pub mod channel_io;
 pub mod checkpoint;
 pub mod checkpoint_channel;
+pub mod cold_start;
 pub mod commit;
 pub mod config;
 pub mod disks;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::checkpoint_channel::{Frame, Kind};
+use crate::cold_start::{self, NotStarted};
 use crate::commit::{Action, Event, Phase, Source};
 use crate::config::{ConfigError, OnStandbyLoss, ProtectConfig};
 use crate::disks;
@@ -39,6 +40,9 @@ pub enum ProtectError {
     /// The gateway said no, or does not answer.
     #[error("the gateway does not give this VM its disks")]
     Gateway(#[source] ControlError),
+    /// It can't or may not be started here.
+    #[error(transparent)]
+    NotStarted(#[from] NotStarted),
     /// The disks of the configuration are not those of the group.
     #[error(transparent)]
     Disks(#[from] disks::DisksError),
@@ -60,6 +64,7 @@ pub async fn protect(
     let client = Client::connect(&config.gateway)
         .await
         .map_err(ProtectError::Gateway)?;
+    cold_start::check(&client, &config).await?;
     let attached = client
         .attach(&group, &owner)
         .await

@@ -26,7 +26,7 @@ pub(crate) enum Command {
     /// Serve many disks in groups, with epochs and the control API.
     Gateway(ConfigArgs),
     /// Launch a VM and keep it protected.
-    Protect(RoleArgs),
+    Protect(ProtectArgs),
     /// Be the backup of a VM.
     Standby(RoleArgs),
     /// Say what is protected, and how.
@@ -56,6 +56,16 @@ pub(crate) struct RoleArgs {
     /// Write every event to stdout as one line of JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProtectArgs {
+    #[command(flatten)]
+    pub role: RoleArgs,
+    /// Start the VM from its disks even if it runs elsewhere (it is fenced and stops) or a standby holds its memory
+    /// (which is void then).
+    #[arg(long)]
+    pub cold_start: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,16 +4,20 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use coordinator::ProtectConfig;
+use coordinator::cold_start::NotStarted;
 use coordinator::source_loop::ProtectError;
 
-use crate::cli::RoleArgs;
+use crate::cli::ProtectArgs;
 use crate::config_file;
 use crate::exit::usage;
 use crate::role::{Role, exit_code, prepare_runtime_dir};
 use crate::runtime;
 
-pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
-    let config: ProtectConfig = config_file::load(&args.config.config)?;
+pub(crate) fn run(args: &ProtectArgs) -> anyhow::Result<ExitCode> {
+    let cold_start = args.cold_start;
+    let args = &args.role;
+    let mut config: ProtectConfig = config_file::load(&args.config.config)?;
+    config.cold_start = cold_start;
     config.check().map_err(usage)?;
     // Before the gateway hears of it: attaching fences whoever has the disks.
     config.vm.validate(&[]).map_err(usage)?;
@@ -37,6 +41,7 @@ pub(crate) fn run(args: &RoleArgs) -> anyhow::Result<ExitCode> {
 fn explain(error: ProtectError) -> anyhow::Error {
     match error {
         ProtectError::Config(_) | ProtectError::Disks(_) => usage(error),
+        ProtectError::NotStarted(NotStarted::Disks(_) | NotStarted::NoQemu(_)) => usage(error),
         ProtectError::Vm(
             qemu_glue::Error::Description { .. }
             | qemu_glue::Error::RamSpace { .. }
