@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::address::{Reader, Writer};
 use crate::checkpoint_channel::{Frame, FrameError, HEADER_BYTES, Header, Kind, Stamp};
@@ -57,6 +57,46 @@ pub(crate) async fn read_frame_within(
     let mut payload = BytesMut::zeroed(header.payload_len());
     read_all_within(reader, &mut payload, suspicion).await?;
     Ok(header.with_payload(payload.freeze())?)
+}
+
+/// Frames that were read and not taken yet.
+const READ_AHEAD_FRAMES: usize = 4;
+
+/// A connection that is read by a task of its own. A frame is never lost half-way because whoever waits for it turned to
+/// something else, as it would be if reading itself were cancelled.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    frames: mpsc::Receiver<Result<Frame, ChannelError>>,
+    _task: JoinSet<()>,
+}
+
+impl Incoming {
+    /// Starts reading; the peer is suspected when nothing comes for `suspicion`.
+    pub(crate) fn start(mut reader: Reader, suspicion: Duration) -> Self {
+        let (queue, frames) = mpsc::channel(READ_AHEAD_FRAMES);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            loop {
+                let frame = read_frame_within(&mut reader, suspicion).await;
+                let last = frame.is_err();
+                if queue.send(frame).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Self {
+            frames,
+            _task: task,
+        }
+    }
+
+    /// The next frame, or why there is none. May be cancelled.
+    pub(crate) async fn next(&mut self) -> Result<Frame, ChannelError> {
+        self.frames
+            .recv()
+            .await
+            .unwrap_or(Err(ChannelError::Closed))
+    }
 }
 
 async fn read_all_within(
@@ -210,6 +250,26 @@ mod tests {
             read_frame(&mut reader).await,
             Err(ChannelError::Closed)
         ));
+    }
+
+    /// A standby waits for frames and for other things at once; whatever else happens, no byte of a frame may be lost.
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_half_way_loses_nothing() {
+        let (reader, mut writer) = pair();
+        let mut incoming = Incoming::start(reader, Duration::from_secs(60));
+        let frame = Frame::new(Kind::Pages, stamp(), Epoch(3), vec![1u8; 100]);
+        let mut wire = frame.header().to_vec();
+        wire.extend_from_slice(&frame.payload);
+        for byte in wire {
+            writer.write_all(&[byte]).await.unwrap();
+            // Given up at once, but only after it was polled.
+            let next = tokio::time::timeout(Duration::from_micros(1), incoming.next()).await;
+            if let Ok(got) = next {
+                assert_eq!(got.unwrap(), frame);
+                return;
+            }
+        }
+        assert_eq!(incoming.next().await.unwrap(), frame);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use qemu_glue::{GuestRam, Role, RuntimePlace, StandbyVm, VmEvent};
 use tokio::sync::watch;
 
 use crate::address::{ChannelAddress, Listener, Reader, Writer};
-use crate::channel_io::{ChannelError, Sender, read_frame_within};
+use crate::channel_io::{self, ChannelError, Sender};
 use crate::checkpoint::{Checkpoint, CheckpointError, Incoming, Pages};
 use crate::checkpoint_channel::{Frame, Kind, Stamp};
 use crate::config::{ConfigError, StandbyConfig};
@@ -203,6 +203,7 @@ impl Host {
             },
         );
         let heartbeat = Duration::from_millis(self.config.heartbeat_ms);
+        let suspicion = Duration::from_millis(self.config.suspicion_ms);
         let (sender, _writer) = Sender::start(writer, stamp, heartbeat);
         let (client, vm) = prepared;
         let mut machine = Standby::new();
@@ -213,7 +214,7 @@ impl Host {
             client,
             vm,
             stamp,
-            reader,
+            frames: channel_io::Incoming::start(reader, suspicion),
             sender,
             incoming: None,
             verified: BTreeMap::new(),
@@ -260,7 +261,7 @@ struct Session<'a> {
     client: Client,
     vm: StandbyVm,
     stamp: Stamp,
-    reader: Reader,
+    frames: channel_io::Incoming,
     sender: Sender,
     incoming: Option<Incoming>,
     verified: BTreeMap<Epoch, Checkpoint>,
@@ -271,11 +272,10 @@ struct Session<'a> {
 impl Session<'_> {
     /// Receives until the source is lost or ends, then does what has to be done.
     async fn receive(mut self) -> After {
-        let suspicion = Duration::from_millis(self.host.config.suspicion_ms);
         let mut qemu = self.vm.subscribe();
         loop {
             let next = tokio::select! {
-                frame = read_frame_within(&mut self.reader, suspicion) => frame.map_err(Broken::from),
+                frame = self.frames.next() => frame.map_err(Broken::from),
                 event = qemu.recv() => match event {
                     Ok(VmEvent::Closed) | Err(tokio::sync::broadcast::error::RecvError::Closed) => {
                         // Without a QEMU there is no takeover: let the source go and start over with it.
