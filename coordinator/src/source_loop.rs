@@ -134,7 +134,8 @@ struct SourceLoop {
     link_sender: mpsc::Sender<(LinkNumber, LinkEvent)>,
     /// The VM's task: dropping it kills QEMU.
     vm_task: JoinSet<()>,
-    tasks: JoinSet<()>,
+    /// The gateway's tasks end with the loop.
+    _gateway_tasks: JoinSet<()>,
     seeking: JoinSet<()>,
     ending: Option<Ending>,
 }
@@ -154,9 +155,9 @@ impl SourceLoop {
         let (link_sender, link_events) = mpsc::channel(QUEUE);
         let mut vm_task = JoinSet::new();
         vm_task.spawn(vm_task::run(vm, place.clone(), vm_requests, vm_reports));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(gateway_task::watch(place.clone(), gateway_reports.clone()));
-        tasks.spawn(gateway_task::run(
+        let mut gateway_tasks = JoinSet::new();
+        gateway_tasks.spawn(gateway_task::watch(place.clone(), gateway_reports.clone()));
+        gateway_tasks.spawn(gateway_task::run(
             place.clone(),
             gateway_requests,
             gateway_reports,
@@ -180,7 +181,7 @@ impl SourceLoop {
             link_events,
             link_sender,
             vm_task,
-            tasks,
+            _gateway_tasks: gateway_tasks,
             seeking: JoinSet::new(),
             ending: None,
         }
@@ -294,9 +295,9 @@ impl SourceLoop {
 
     /// The guest's writes wait for memory while QEMU's `stop` waits for them: let them in, the checkpoint that frees
     /// the memory is on its way.
-    fn relieve(&mut self) {
+    fn relieve(&self) {
         let place = self.place.clone();
-        self.tasks.spawn(async move {
+        tokio::spawn(async move {
             if let Err(error) = place.client.relieve(&place.group, place.generation).await {
                 tracing::warn!(%error, "waiting writes could not be let in");
             }
@@ -332,7 +333,7 @@ impl SourceLoop {
             heartbeat: Duration::from_millis(self.config.heartbeat_ms),
             suspicion: Duration::from_millis(self.config.suspicion_ms),
         };
-        self.seeking.abort_all();
+        self.seeking = JoinSet::new();
         self.seeking.spawn(link::seek(
             self.number,
             self.config.standby.clone(),

@@ -56,6 +56,9 @@ RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C strip=sym
   cargo build --quiet --release --package witness --manifest-path "$root/Cargo.toml" \
   --target "$triple" --target-dir "$root/target/guest-build"
 
+# Beside the kernel, for whoever starts the guest from the folder alone.
+cp "$here/cmdline" "$out/cmdline"
+
 inputs=$(sha256sum "$package" "$witness" "$busybox" "$here/init" "${BASH_SOURCE[0]}" | sha256sum)
 if [ -f "$out/vmlinuz" ] && [ -f "$out/initrd.gz" ] && [ "$(cat "$out/inputs" 2>/dev/null)" = "$inputs" ]; then
   exit 0
