@@ -18,6 +18,7 @@ use crate::cli::FailoverArgs;
 use crate::exit::Usage;
 use crate::lab::failover::{Outcome, judge, until_protected, until_witness_works};
 use crate::lab::site::{Seen, is_interruption};
+use crate::lab::witness::Verdict;
 use crate::lab::{Site, Who};
 use crate::output::{millis, percentile};
 
@@ -86,9 +87,7 @@ fn one(args: &FailoverArgs, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Out
 
 fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcome, Seen)> {
     let (before, killed_at) = if kill == RANDOM {
-        site.start_source(&[])?;
-        until_protected(site, |_| {})?;
-        let before = until_witness_works(site, 50)?;
+        let before = protect(site, &[])?;
         wait(
             site,
             Duration::from_micros(rng.random_range(200_000..1_500_000)),
@@ -99,12 +98,13 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
     } else {
         let hit: u32 = rng.random_range(1..40);
         let go = site.path().join("failpoint");
-        site.start_source(&[
-            (failpoint::VARIABLE.to_owned(), format!("{kill}:{hit}")),
-            (failpoint::WHEN.to_owned(), go.display().to_string()),
-        ])?;
-        until_protected(site, |_| {})?;
-        until_witness_works(site, 50)?;
+        protect(
+            site,
+            &[
+                (failpoint::VARIABLE.to_owned(), format!("{kill}:{hit}")),
+                (failpoint::WHEN.to_owned(), go.display().to_string()),
+            ],
+        )?;
         std::fs::write(&go, "")?;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while !site.ended(Who::Source) {
@@ -115,7 +115,6 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
         }
         // Its QEMU dies with it; this makes sure that it did.
         site.kill_source();
-        while site.next_event(Duration::ZERO)?.is_some() {}
         let Some(before) = site.serial(Who::Source).latest() else {
             bail!("the guest's witness had said nothing when the source died");
         };
@@ -123,6 +122,16 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
     };
     let outcome = judge(site, &before, killed_at, |_| {})?;
     Ok((outcome, site.seen().clone()))
+}
+
+/// Boots the guest, and protects it once its witness is at work: a boot under checkpoints takes longer and proves
+/// nothing more.
+fn protect(site: &mut Site, env: &[(String, String)]) -> anyhow::Result<Verdict> {
+    site.start_source(env)?;
+    until_witness_works(site, 50)?;
+    site.start_standby()?;
+    until_protected(site, |_| {})?;
+    until_witness_works(site, 50)
 }
 
 fn wait(site: &mut Site, length: Duration) -> anyhow::Result<()> {

@@ -55,6 +55,7 @@ fn play(
         site.path().display(),
         args.lab.memory
     ));
+    site.start_standby()?;
     site.start_source(&[])?;
     let mut bar = None;
     failover::until_protected(site, |report| stage.follow_start(report, &mut bar))?;

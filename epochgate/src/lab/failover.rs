@@ -97,19 +97,7 @@ pub(crate) fn judge(
     killed_at: Option<u64>,
     mut progress: impl FnMut(&Stamped),
 ) -> anyhow::Result<Outcome> {
-    let (mut lost, mut noticed_by) = (None, String::new());
-    let resumed = site.wait_for(
-        STEP_LIMIT,
-        "the standby to continue the guest",
-        |who, report| {
-            if let (Who::Standby, Report::SourceLost { reason }) = (who, report) {
-                noticed_by.clone_from(reason);
-                lost = Some(coordinator::report::now_us());
-            }
-            who == Who::Standby
-                && matches!(report, Report::Resumed { .. } | Report::Discarded { .. })
-        },
-    )?;
+    let resumed = conclusion(site)?;
     progress(&resumed);
     let Report::Resumed {
         epoch,
@@ -131,7 +119,7 @@ pub(crate) fn judge(
     Ok(Outcome {
         committed: site.seen().committed,
         resumed_epoch: epoch.0,
-        noticed_by,
+        noticed_by: site.seen().noticed_by.clone(),
         detect_us: killed_at.map(|at| suspected_at.saturating_sub(at)),
         resume_us: resume_total,
         parts_us,
@@ -141,6 +129,23 @@ pub(crate) fn judge(
         witness_good: verdict.good() && verdict.run == before.run && complaints.is_empty(),
         complaints,
     })
+}
+
+/// Waits until the standby resumed the guest or gave up. It may have done so before anyone asked.
+fn conclusion(site: &mut Site) -> anyhow::Result<Stamped> {
+    let deadline = Instant::now() + STEP_LIMIT;
+    loop {
+        if let Some(event) = &site.seen().conclusion {
+            return Ok(event.clone());
+        }
+        site.next_event(Duration::from_millis(20))?;
+        if site.ended(Who::Standby) || Instant::now() > deadline {
+            bail!(
+                "the standby did not continue the guest:\n{}",
+                site.log_tail(Who::Standby)
+            );
+        }
+    }
 }
 
 /// The witness's word after a sweep over all blocks that began after the failover.

@@ -56,6 +56,10 @@ pub(crate) struct Seen {
     pub committed: u64,
     /// Epochs committed since the VM is protected.
     pub epochs: u64,
+    /// What the standby came to after it lost the source: it resumed, or discarded what it held.
+    pub conclusion: Option<Stamped>,
+    /// How the standby noticed.
+    pub noticed_by: String,
 }
 
 /// A running site. Dropping it stops everything and removes its files.
@@ -91,8 +95,7 @@ pub(crate) fn is_interruption(error: &anyhow::Error) -> bool {
 }
 
 impl Site {
-    /// Prepares images and configuration and starts gateway and standby. The source is started by
-    /// [`start_source`](Self::start_source).
+    /// Prepares images and configuration and starts the gateway.
     pub(crate) fn start(args: &LabArgs) -> anyhow::Result<Self> {
         let guest = args
             .guest
@@ -124,8 +127,7 @@ impl Site {
             dir: Some(dir),
         };
         site.write_files(args, &guest)?;
-        site.start_gateway(&[])?;
-        site.start_standby(&[])?;
+        site.start_gateway()?;
         Ok(site)
     }
 
@@ -189,11 +191,11 @@ impl Site {
         Process::start(who, args, env, &log, self.sender.clone())
     }
 
-    /// Starts (or starts again) the gateway, and waits until it answers.
-    pub(crate) fn start_gateway(&mut self, env: &[(String, String)]) -> anyhow::Result<()> {
+    /// Starts the gateway, and waits until it answers.
+    fn start_gateway(&mut self) -> anyhow::Result<()> {
         let config = self.path().join("g.toml");
         let config = config.to_string_lossy();
-        self.gateway = Some(self.launch(Who::Gateway, &["gateway", "--config", &config], env)?);
+        self.gateway = Some(self.launch(Who::Gateway, &["gateway", "--config", &config], &[])?);
         let socket = self.path().join("gateway.sock");
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
@@ -208,10 +210,11 @@ impl Site {
         Ok(())
     }
 
-    fn start_standby(&mut self, env: &[(String, String)]) -> anyhow::Result<()> {
+    /// Starts the standby, and waits until it listens. A source that is there already finds it by itself.
+    pub(crate) fn start_standby(&mut self) -> anyhow::Result<()> {
         let config = self.path().join("s.toml");
         let args = ["standby", "--json", "--config", &config.to_string_lossy()];
-        self.standby = Some(self.launch(Who::Standby, &args, env)?);
+        self.standby = Some(self.launch(Who::Standby, &args, &[])?);
         self.wait_for(
             Duration::from_secs(20),
             "the standby to listen",
@@ -269,15 +272,15 @@ impl Site {
         }
         match self.events.recv_timeout(limit) {
             Ok((who, event)) => {
-                self.note(&event.report);
+                self.note(&event);
                 Ok(Some((who, event)))
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
         }
     }
 
-    fn note(&mut self, report: &Report) {
-        match report {
+    fn note(&mut self, event: &Stamped) {
+        match &event.report {
             Report::VmStarted {
                 pid,
                 qemu,
@@ -305,6 +308,10 @@ impl Site {
                 self.seen.epochs += 1;
                 self.seen.commit1.push(*commit1_us);
                 self.seen.commit2.push(*commit2_us);
+            }
+            Report::SourceLost { reason } => self.seen.noticed_by.clone_from(reason),
+            Report::Resumed { .. } | Report::Discarded { .. } => {
+                self.seen.conclusion = Some(event.clone());
             }
             _ => {}
         }
