@@ -4,7 +4,7 @@
 //! them, so that they can't disagree. Fields are added, not renamed: scripts read them.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nbd_server::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
@@ -217,7 +217,12 @@ pub type Reporter = Arc<dyn Fn(Stamped) + Send + Sync>;
 pub fn now_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+        .map_or(0, micros)
+}
+
+/// A duration in microseconds, as all reports have it.
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Emits a report now.

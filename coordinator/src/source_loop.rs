@@ -25,7 +25,7 @@ use crate::gateway_task::{self, Place};
 use crate::handshake::Hello;
 use crate::leftovers::remove_stale_ram;
 use crate::link::{self, Link, LinkEvent, LinkNumber, Shipment, Timing};
-use crate::report::{Report, Reporter, emit};
+use crate::report::{Report, Reporter, emit, micros};
 use crate::vm_task;
 
 /// Requests to one task that wait; each task has at most a handful under way.
@@ -542,8 +542,4 @@ impl SourceLoop {
     async fn ask_gateway(&mut self, request: gateway_task::Request) {
         let _ = self.gateway.send(request).await;
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -24,7 +24,7 @@ use crate::gateway_task::Place;
 use crate::handshake::{Hello, hear, refuse, welcome};
 use crate::leftovers::remove_stale_ram;
 use crate::link::chain;
-use crate::report::{Report, Reporter, emit};
+use crate::report::{Report, Reporter, emit, micros};
 use crate::standby::{Action, Event, Standby};
 use crate::taken_over::TakenOver;
 
@@ -505,8 +505,4 @@ impl Session<'_> {
         let reason = reason.to_owned();
         emit(&self.host.reporter, Report::Discarded { reason });
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

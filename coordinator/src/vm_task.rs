@@ -20,7 +20,7 @@ use crate::checkpoint_channel::Kind;
 use crate::failpoints;
 use crate::gateway_task::Place;
 use crate::link::{LinkNumber, Shipment, chain};
-use crate::report::Pause;
+use crate::report::{Pause, micros};
 
 /// Bytes of RAM that one step of the first copy looks at.
 const BASE_CHUNK: u64 = 4 << 20;
@@ -283,8 +283,4 @@ async fn seal(place: &Place) -> (Result<SealReply, ControlError>, Duration) {
     let sealed = place.client.seal(&place.group, place.generation).await;
     failpoint::hit(failpoints::AFTER_SEAL);
     (sealed, began.elapsed())
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
