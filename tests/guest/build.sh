@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the small guest of the tests and the demo: Debian's cloud kernel, a static busybox, the virtio modules and
-# the witness. Leaves vmlinuz and initrd.gz in target/guest, and does next to nothing when they are up to date.
+# the witness. Leaves vmlinuz, initrd.gz and further modules of that kernel (modules/) in target/guest, and does next to
+# nothing when they are up to date.
 # Needs apt-get and dpkg-deb (for the kernel package, once), busybox-static, cpio, gzip and cargo.
 set -euo pipefail
 
@@ -9,6 +10,8 @@ root=$(cd "$here/../.." && pwd)
 out=$root/target/guest
 modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk
   failover net_failover virtio_net"
+# For the test of vsock, which makes an initrd of its own (vsock-initrd.sh).
+vsock_modules="vsock vmw_vsock_virtio_transport_common vsock_loopback"
 # Kept out of the workspace's own build: the flags differ, and cargo would build everything anew each time.
 triple=x86_64-unknown-linux-gnu
 witness=$root/target/guest-build/$triple/release/witness
@@ -60,7 +63,7 @@ RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C strip=sym
 cp "$here/cmdline" "$out/cmdline"
 
 inputs=$(sha256sum "$package" "$witness" "$busybox" "$here/init" "${BASH_SOURCE[0]}" | sha256sum)
-if [ -f "$out/vmlinuz" ] && [ -f "$out/initrd.gz" ] && [ "$(cat "$out/inputs" 2>/dev/null)" = "$inputs" ]; then
+if [ -f "$out/vmlinuz" ] && [ -f "$out/initrd.gz" ] && [ -d "$out/modules" ] && [ "$(cat "$out/inputs" 2>/dev/null)" = "$inputs" ]; then
   exit 0
 fi
 
@@ -72,18 +75,25 @@ mkdir -p "$tree"/{bin,dev,proc,sys,lib/modules}
 cp "$busybox" "$tree/bin/busybox"
 cp "$witness" "$tree/bin/witness"
 install -m 755 "$here/init" "$tree/init"
-for module in $modules; do
-  found=$(find "$work/kernel" -name "$module.ko*" -print -quit)
-  [ -n "$found" ] || die "$(basename "$package") has no module $module"
+# Unpacks one module of the package into a folder.
+unpack_module() {
+  local found
+  found=$(find "$work/kernel" -name "$1.ko*" -print -quit)
+  [ -n "$found" ] || die "$(basename "$package") has no module $1"
   case $found in
     *.xz) xz -dc "$found" ;;
     *.zst) zstd -dcq "$found" ;;
     *) cat "$found" ;;
-  esac >"$tree/lib/modules/$module.ko"
-done
+  esac >"$2/$1.ko"
+}
+mkdir "$work/modules"
+for module in $modules; do unpack_module "$module" "$tree/lib/modules"; done
+for module in $vsock_modules; do unpack_module "$module" "$work/modules"; done
 (cd "$tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) | gzip -9n >"$work/initrd.gz"
 cp "$work"/kernel/boot/vmlinuz-* "$work/vmlinuz"
 # Whoever starts a guest meanwhile sees the old files or the new ones.
 mv "$work/vmlinuz" "$work/initrd.gz" "$out/"
+rm -rf "$out/modules"
+mv "$work/modules" "$out/"
 echo "$inputs" >"$out/inputs"
 echo "built $out/vmlinuz and $out/initrd.gz"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fetches the QEMU 10 of Debian's bookworm-backports into target/qemu10, beside the installed QEMU and without
-# installing it, and writes target/qemu10/qemu-system-x86_64 to run it. Tests use it to show that the gateway
-# protects more than one release. Needs apt-get and dpkg-deb, but no root: apt works with lists of its own.
+# installing it, and writes target/qemu10/qemu-system-x86_64 to run it, and qemu-img, qemu-io and qemu-nbd likewise.
+# Tests use them to show that the gateway protects more than one release, and as the NBD client that has extended
+# headers. Needs apt-get and dpkg-deb, but no root: apt works with lists of its own.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -11,9 +12,13 @@ suite=bookworm-backports
 
 die() { echo "tests/scripts/fetch-qemu10.sh: $*" >&2; exit 1; }
 
-if [ -x "$out/qemu-system-x86_64" ] && "$out/qemu-system-x86_64" --version >/dev/null 2>&1; then
-  exit 0
-fi
+programs="qemu-system-x86_64 qemu-img qemu-io qemu-nbd"
+all_run() {
+  for program in $programs; do
+    "$out/$program" --version >/dev/null 2>&1 || return 1
+  done
+}
+if all_run; then exit 0; fi
 if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
   die "QEMU 10 comes from Debian's $suite, but there is no apt-get and dpkg-deb here"
 fi
@@ -48,10 +53,11 @@ private_apt() {
 
 private_apt update || die "$suite could not be read from this machine's Debian source; it may not mirror backports"
 # The resolver finds out which libraries are missing or too old here; nothing is installed.
-private_apt install --yes --download-only --no-install-recommends --target-release "$suite" qemu-system-x86 >/dev/null ||
+private_apt install --yes --download-only --no-install-recommends --target-release "$suite" \
+  qemu-system-x86 qemu-utils >/dev/null ||
   die "the packages of QEMU 10 could not be fetched"
 # Packages that are installed in the right version are not downloaded, but are needed in one tree with the rest.
-(cd "$out/apt/archives" && for package in qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu; do
+(cd "$out/apt/archives" && for package in qemu-system-x86 qemu-utils qemu-system-common qemu-system-data seabios ipxe-qemu; do
   compgen -G "${package}_*.deb" >/dev/null || private_apt download "$package/$suite" 2>/dev/null ||
     private_apt download "$package"
 done) || die "the firmware packages of QEMU 10 could not be fetched"
@@ -61,12 +67,17 @@ for package in "$out"/apt/archives/*.deb; do
 done
 # Run by a static shell: an LD_PRELOAD that is meant for QEMU (it hands out a userfaultfd of the process that it is
 # loaded into) would otherwise act on the shell as well. A static binary ignores it and exec passes it on.
-cat >"$out/qemu-system-x86_64" <<WRAPPER
+for program in $programs; do
+  firmware=""
+  [ "$program" != qemu-system-x86_64 ] ||
+    firmware="-L '$out/root/usr/share/qemu' -L '$out/root/usr/share/seabios' -L '$out/root/usr/lib/ipxe/qemu'"
+  cat >"$out/$program" <<WRAPPER
 #!$busybox sh
 LD_LIBRARY_PATH="$out/root/usr/lib/x86_64-linux-gnu\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
 export LD_LIBRARY_PATH
-exec "$out/root/usr/bin/qemu-system-x86_64" \\
-  -L "$out/root/usr/share/qemu" -L "$out/root/usr/share/seabios" -L "$out/root/usr/lib/ipxe/qemu" "\$@"
+exec "$out/root/usr/bin/$program" $firmware "\$@"
 WRAPPER
-chmod +x "$out/qemu-system-x86_64"
+  chmod +x "$out/$program"
+done
+all_run || die "the programs of QEMU 10 were fetched and do not run; see what $out/qemu-img --version says"
 "$out/qemu-system-x86_64" --version | head -n 1

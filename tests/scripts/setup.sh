@@ -21,7 +21,9 @@ ip                 iproute2
 mkfs.ext4          e2fsprogs
 fio                fio
 nbdkit             nbdkit
+nbd-server         nbd-server
 nbdinfo            libnbd-bin
+nbdsh              python3-libnbd
 "
 
 # Tools for administrators are not on everyone's PATH.
