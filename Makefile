@@ -17,7 +17,7 @@ help: ## list the commands
 demo: build guest ## protect a VM on this machine, kill its host, see it go on
 	@$(EPOCHGATE) demo $(ARGS)
 
-test: setup check build guest ## all checks and all tests
+test: setup check build guest qemu10 ## all checks and all tests
 	@tests/scripts/run-tests.sh $(ARGS)
 
 check: setup ## formatting, lints, documentation
@@ -25,8 +25,8 @@ check: setup ## formatting, lints, documentation
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
 
-bench: build guest ## all benchmarks, figures into docs/results.md (RUNS=100 OTHERS=20)
-	@tests/scripts/bench.sh
+bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
+	@PARTS="$(PARTS)" tests/scripts/bench.sh
 
 build: setup ## the command epochgate, as it is meant to be run
 	@cargo build --release --package epochgate

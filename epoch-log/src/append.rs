@@ -71,7 +71,7 @@ pub(crate) fn pack<'a>(
         let kind = extent.kind();
         let mut rest: &'a [u8] = match extent.content {
             Content::Data(data) => data,
-            Content::Zero | Content::Trim => &[],
+            Content::Zero | Content::Hole | Content::Trim => &[],
         };
         let mut offset = extent.offset;
         loop {
@@ -121,7 +121,7 @@ fn check(extent: &Extent<'_>, disks: &[DiskIdentity]) -> Result<(), LogError> {
     });
     let honest = match extent.content {
         Content::Data(data) => data.len() as u64 == extent.len,
-        Content::Zero | Content::Trim => true,
+        Content::Zero | Content::Hole | Content::Trim => true,
     };
     if inside && honest {
         return Ok(());

@@ -15,7 +15,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Applies `extent` to `image`. Applying the same extent again changes nothing, so a replay after a crash is harmless.
 ///
-/// Zeros are made with `fallocate(ZERO_RANGE)`, else `PUNCH_HOLE`, else written. A trim punches a hole; where that is not
+/// Zeros are made with `fallocate(ZERO_RANGE)`, else `PUNCH_HOLE`, else written; holes with these two the other way round. A trim punches a hole; where that is not
 /// possible it does nothing, as the content of a trimmed range is undefined (NBD protocol, `NBD_CMD_TRIM`).
 ///
 /// # Errors
@@ -23,18 +23,25 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 pub fn apply_extent(image: &File, extent: &Extent<'_>) -> io::Result<()> {
     match extent.content {
         Content::Data(data) => image.write_all_at(data, extent.offset),
-        Content::Zero => zero(image, extent.offset, extent.len),
+        Content::Zero => {
+            let ways = [FallocateFlags::ZERO_RANGE, FallocateFlags::PUNCH_HOLE];
+            zero(image, extent.offset, extent.len, ways)
+        }
+        Content::Hole => {
+            let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
+            zero(image, extent.offset, extent.len, ways)
+        }
         Content::Trim => {
             deallocate(image, FallocateFlags::PUNCH_HOLE, extent.offset, extent.len).map(|_done| ())
         }
     }
 }
 
-fn zero(image: &File, offset: u64, len: u64) -> io::Result<()> {
-    if deallocate(image, FallocateFlags::ZERO_RANGE, offset, len)?
-        || deallocate(image, FallocateFlags::PUNCH_HOLE, offset, len)?
-    {
-        return Ok(());
+fn zero(image: &File, offset: u64, len: u64, ways: [FallocateFlags; 2]) -> io::Result<()> {
+    for way in ways {
+        if deallocate(image, way, offset, len)? {
+            return Ok(());
+        }
     }
     write_zeros(image, offset, len)
 }
@@ -126,16 +133,26 @@ mod tests {
             (5000, 200_000),
             (LEN - 1, 1),
         ] {
-            let (_, inside) = apply(offset, len, Content::Zero);
-            assert!(inside.iter().all(|byte| *byte == 0), "{len} at {offset}");
+            for content in [Content::Zero, Content::Hole] {
+                let (_, inside) = apply(offset, len, content);
+                assert!(inside.iter().all(|byte| *byte == 0), "{len} at {offset}");
+            }
         }
     }
 
     #[test]
-    fn a_trim_gives_space_back() {
+    fn a_trim_and_a_hole_give_space_back_and_zeros_keep_it() {
         let before = image().metadata().unwrap().blocks();
-        let (image, _) = apply(0, LEN / 2, Content::Trim);
-        assert!(image.metadata().unwrap().blocks() < before);
+        for (content, gives) in [
+            (Content::Trim, true),
+            (Content::Hole, true),
+            (Content::Zero, false),
+        ] {
+            let (image, inside) = apply(0, LEN / 2, content);
+            let after = image.metadata().unwrap().blocks();
+            assert_eq!(after < before, gives, "{content:?}");
+            assert!(inside.iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 pub enum ExtentKind {
     /// The range takes the bytes that come with it.
     Data,
-    /// The range reads as zeros.
+    /// The range reads as zeros and keeps its space (NBD protocol, `NBD_CMD_FLAG_NO_HOLE`).
     Zero,
+    /// The range reads as zeros and may give its space back.
+    Hole,
     /// The range is no longer needed; its content is undefined until written (NBD protocol, `NBD_CMD_TRIM`).
     Trim,
 }
@@ -20,8 +22,10 @@ pub enum ExtentKind {
 pub enum Content<'a> {
     /// Bytes to write; as many as the extent is long.
     Data(&'a [u8]),
-    /// Zeros.
+    /// Zeros, with space for what may be written later.
     Zero,
+    /// Zeros, without space where the image can do that.
+    Hole,
     /// Undefined from now on.
     Trim,
 }
@@ -46,6 +50,7 @@ impl Extent<'_> {
         match self.content {
             Content::Data(_) => ExtentKind::Data,
             Content::Zero => ExtentKind::Zero,
+            Content::Hole => ExtentKind::Hole,
             Content::Trim => ExtentKind::Trim,
         }
     }

@@ -88,7 +88,7 @@ pub struct Verdict {
     pub damages: Vec<Damage>,
     /// Sectors that are damaged but have a second copy; opening the log writes them again.
     pub repairable: Vec<DamagedSector>,
-    /// Bytes at the end that were never committed. Opening the log cuts them; they are not damage.
+    /// Bytes of records at the end that were never committed. Opening the log cuts them; they are not damage.
     pub uncommitted_bytes: u64,
 }
 
@@ -163,9 +163,9 @@ pub fn verify(dir: &Path) -> Result<Verdict, LogError> {
     let uncommitted_bytes = uncommitted
         .map(|(number, it)| {
             if *number == end.segment {
-                it.len.saturating_sub(end.offset)
+                it.used.saturating_sub(end.offset)
             } else {
-                it.len
+                it.used
             }
         })
         .sum();
@@ -209,7 +209,7 @@ fn read_once(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, Lo
     if listing.segments.is_empty() {
         return Err(not_a_log());
     }
-    scan(&dir, &listing.segments, false, &mut |at, record| {
+    let scanned = scan(&dir, &listing.segments, false, &mut |at, record| {
         if let Record::State(record) = record {
             history.push(HistoryEntry {
                 segment: at.segment,
@@ -227,5 +227,15 @@ fn read_once(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, Lo
                 reason: record.reason.clone(),
             });
         }
-    })
+    })?;
+    // A segment that was freed meanwhile may have been written over while it was read.
+    let now = segment::list(&dir).map_err(|source| LogError::io("list", path, source))?;
+    match listing.segments.iter().find(|n| !now.segments.contains(n)) {
+        None => Ok(scanned),
+        Some(freed) => Err(LogError::io(
+            "read",
+            path.join(segment::file_name(*freed)),
+            std::io::ErrorKind::NotFound.into(),
+        )),
+    }
 }

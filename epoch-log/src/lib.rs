@@ -47,6 +47,7 @@ mod reserve;
 mod scan;
 mod segment;
 mod segments;
+mod spares;
 mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]

@@ -28,5 +28,8 @@ pub const MAX_EXTENTS: usize = 8192;
 /// Segment size unless configured: a full segment is freed at once, so smaller means sooner and larger means fewer files.
 pub const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
 
+/// Spare segments unless configured: what a busy log needs until the images have caught up.
+pub const DEFAULT_SPARE_SEGMENTS: usize = 4;
+
 /// Space held back in the file `RESERVE` so that a full disk can still record fencing and free segments.
 pub const RESERVE_BYTES: u64 = 256 << 10;

@@ -6,10 +6,10 @@
 use std::path::Path;
 
 use crate::{
-    Damage, DamageKind, Epoch, Extent, Generation, Holder, LogError, LogState, Mode,
+    Damage, DamageKind, Epoch, Extent, Generation, LogError, LogState, Mode,
     append::pack,
     format::{Chain, Position, StateKind},
-    limits::{DEFAULT_SEGMENT_BYTES, MAX_ID, MAX_REASON},
+    limits::{DEFAULT_SEGMENT_BYTES, DEFAULT_SPARE_SEGMENTS, MAX_ID, MAX_REASON},
     lock::Lock,
     recovery::Index,
     replay::{read_record, visit_extents},
@@ -22,12 +22,15 @@ use crate::{
 pub struct LogOptions {
     /// Size in bytes at which a segment is closed and the next one begun. The directory should have room for a few.
     pub segment_bytes: u64,
+    /// Most segments that are kept, when nothing in them counts any more, to be written again: see [`EpochLog::mark_applied`].
+    pub spare_segments: usize,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
         Self {
             segment_bytes: DEFAULT_SEGMENT_BYTES,
+            spare_segments: DEFAULT_SPARE_SEGMENTS,
         }
     }
 }
@@ -132,33 +135,9 @@ impl EpochLog {
         standby: Option<&str>,
     ) -> Result<(), LogError> {
         self.check_generation(generation)?;
-        let expected = self.state.committed.next();
-        if epoch != expected {
-            return Err(LogError::OutOfOrder {
-                given: epoch,
-                expected,
-            });
-        }
-        let mut state = self.state.clone();
-        state.committed = epoch;
-        match (standby, self.state.mode.holder()) {
-            (None, Some(holder)) => {
-                return Err(LogError::HolderPresent {
-                    standby: holder.standby.clone(),
-                });
-            }
-            (None, None) => {}
-            (Some(standby), Some(holder)) if holder.standby == standby => {}
-            (Some(standby), _) => {
-                check_id("the id of the standby", standby)?;
-                let holder = Holder {
-                    standby: standby.to_owned(),
-                    since: epoch,
-                };
-                state.mode = Mode::Async {
-                    holder: Some(holder),
-                };
-            }
+        let state = self.state.committing(epoch, standby)?;
+        if let Some(standby) = standby {
+            check_id("the id of the standby", standby)?;
         }
         self.sync_data()?;
         let chain = self
@@ -195,9 +174,7 @@ impl EpochLog {
         if let Some(owner) = owner {
             check_id("the id of the owner", owner)?;
         }
-        let mut state = self.state.clone();
-        state.generation = state.generation.next();
-        state.owner = owner.map(str::to_owned);
+        let state = self.state.raising(owner);
         let reason = shorten(reason, MAX_REASON);
         self.record(StateKind::Generation, state, Chain::default(), reason)?;
         self.index.pending.clear();
@@ -224,8 +201,8 @@ impl EpochLog {
             .map(|_at| ())
     }
 
-    /// Records, durably, that the images durably hold all epochs up to `epoch`, and frees the segments that only they needed.
-    /// Does nothing if that is known already.
+    /// Records, durably, that the images durably hold all epochs up to `epoch`, and frees the segments that only they needed:
+    /// some are kept as spares, to be written again, until the disk is full. Does nothing if that is known already.
     ///
     /// # Errors
     /// [`LogError::NotCommitted`], [`LogError::Full`], [`LogError::Poisoned`], [`LogError::Io`].
@@ -247,7 +224,7 @@ impl EpochLog {
         self.record(StateKind::Applied, state, Chain::default(), "")?;
         self.index.applied(epoch);
         self.free_dead()?;
-        self.reserve.restore();
+        self.restore_reserve()?;
         Ok(())
     }
 

@@ -86,6 +86,13 @@ impl EpochLog {
     }
 }
 
+impl EpochLog {
+    fn use_spares(&mut self, found: &[String], options: &LogOptions) -> Result<(), LogError> {
+        let used = self.segments.use_spares(found, options.spare_segments);
+        self.checked("tidy up the spare segments of", used)
+    }
+}
+
 /// Whether the images must be those that the log knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Binding {
@@ -106,7 +113,9 @@ fn open(
     let dir = LogDir::open(path).map_err(|source| LogError::io("open", path, source))?;
     let listing = segment::list(&dir).map_err(|source| LogError::io("list", path, source))?;
     if listing.segments.is_empty() {
-        return create(dir, lock, Identity::new(group, disks), options);
+        let (mut log, recovered) = create(dir, lock, Identity::new(group, disks), options)?;
+        log.use_spares(&listing.spares, options)?;
+        return Ok((log, recovered));
     }
     let scanned = scan(&dir, &listing.segments, true, &mut |_, _| {})?;
     if let Some(last) = scanned
@@ -129,7 +138,9 @@ fn open(
         dir.remove(name)
             .map_err(|source| LogError::io("remove", path.join(name), source))?;
     }
-    resume(dir, lock, scanned, disks, options, binding)
+    let (mut log, recovered) = resume(dir, lock, scanned, disks, options, binding)?;
+    log.use_spares(&listing.spares, options)?;
+    Ok((log, recovered))
 }
 
 fn create(
@@ -216,7 +227,8 @@ fn resume(
                     key,
                     file,
                     records_start: found.records_start,
-                    end: found.len,
+                    end: found.used,
+                    remains: 0,
                     dirty: true,
                 },
             )

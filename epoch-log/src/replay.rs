@@ -63,6 +63,7 @@ pub(crate) fn visit_extents<E>(
     for entry in &record.extents {
         let content = match entry.kind {
             ExtentKind::Zero => Content::Zero,
+            ExtentKind::Hole => Content::Hole,
             ExtentKind::Trim => Content::Trim,
             ExtentKind::Data => {
                 // Decoding has checked that the lengths add up to the payload.

@@ -7,6 +7,8 @@ use crate::{
 };
 
 const NAME: &str = "RESERVE";
+/// Tests inside this crate open tens of thousands of logs, and what the reserve is good for they do not see.
+const BYTES: u64 = if cfg!(test) { 4096 } else { RESERVE_BYTES };
 
 /// The reserve of a log. It is help, not a promise: without it the log works until the disk is full.
 #[derive(Debug)]
@@ -27,6 +29,11 @@ impl Reserve {
         reserve
     }
 
+    /// Whether the space is held.
+    pub const fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     /// Gives the space back to the file system. False if there was none.
     pub fn spend(&mut self) -> bool {
         let had = self.whole;
@@ -43,7 +50,7 @@ impl Reserve {
             return;
         }
         let Some(file) = &self.file else { return };
-        match file.allocate(RESERVE_BYTES) {
+        match file.allocate(BYTES) {
             Ok(()) => self.whole = true,
             Err(error) => tracing::warn!(%error, "no room for the reserve of the epoch log"),
         }

@@ -25,6 +25,9 @@ pub(crate) struct ScannedSegment {
     pub header: SegmentHeader,
     pub file: LogFile,
     pub records_start: u64,
+    /// Where the last valid record ends.
+    pub used: u64,
+    /// Length of the file: what follows the last record may be remains of an earlier segment.
     pub len: u64,
 }
 
@@ -135,7 +138,8 @@ impl Scan<'_> {
         let mut window = Window::new(&file, len);
         compare(&mut window, start, &header.encode(), &mut self.repairs).map_err(fail)?;
         self.fold.segment(&header, records_start);
-        self.records(&mut window, header.key, records_start)
+        let used = self
+            .records(&mut window, header.key, records_start)
             .map_err(fail)?;
         if let Some(end) = file.unreadable_end() {
             self.fold.unreadable(Position {
@@ -149,14 +153,17 @@ impl Scan<'_> {
                 header,
                 file,
                 records_start,
+                used,
                 len,
             },
         );
         Ok(())
     }
 
-    fn records(&mut self, window: &mut Window<'_>, key: SegmentKey, start: u64) -> io::Result<()> {
+    /// Reads the records of a segment. Returns where the last of them ends.
+    fn records(&mut self, window: &mut Window<'_>, key: SegmentKey, start: u64) -> io::Result<u64> {
         let mut offset = start;
+        let mut used = start;
         let mut in_hole = false;
         while offset < window.len {
             let at = Position {
@@ -174,7 +181,7 @@ impl Scan<'_> {
                     let end = offset.saturating_add(data.total_len());
                     if end > window.len {
                         self.fold.hole(at);
-                        return Ok(());
+                        return Ok(used);
                     }
                     self.fold.data(at, data);
                     end
@@ -188,10 +195,11 @@ impl Scan<'_> {
                 }
             };
             if let Some(record) = &record {
+                used = offset;
                 (self.listener)(at, record);
             }
         }
-        Ok(())
+        Ok(used)
     }
 }
 

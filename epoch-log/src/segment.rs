@@ -11,6 +11,7 @@ use crate::{
 
 const SUFFIX: &str = ".seg";
 const NEW_SUFFIX: &str = ".seg.new";
+const SPARE_SUFFIX: &str = ".seg.spare";
 
 /// An open segment.
 #[derive(Debug)]
@@ -19,8 +20,10 @@ pub(crate) struct Segment {
     pub file: LogFile,
     /// Where the first record begins.
     pub records_start: u64,
-    /// Where the next record goes: the length of the file.
+    /// Where the next record goes.
     pub end: u64,
+    /// Up to here the file holds remains of an earlier segment: its length when the segment was begun.
+    pub remains: u64,
     /// Whether something was written since the last sync.
     pub dirty: bool,
 }
@@ -36,11 +39,16 @@ impl Segment {
     }
 }
 
-/// Creates a segment. It appears under its name only when its header is durable; the name is durable on return.
-pub(crate) fn create(dir: &LogDir, header: &SegmentHeader) -> io::Result<Segment> {
+/// Creates a segment, in the file `spare` if there is one. It appears under its name only when its header is durable; the name is
+/// durable on return.
+pub(crate) fn create(
+    dir: &LogDir,
+    header: &SegmentHeader,
+    spare: Option<LogFile>,
+) -> io::Result<Segment> {
     let number = header.key.segment;
     let unfinished = format!("{number:016}{NEW_SUFFIX}");
-    let created = fill(dir, header, &unfinished);
+    let created = fill(dir, header, &unfinished, spare);
     if created.is_err() {
         // What it leaves behind is never read; opening the log tries again to remove it.
         let _still_there = dir.remove(&unfinished);
@@ -48,8 +56,20 @@ pub(crate) fn create(dir: &LogDir, header: &SegmentHeader) -> io::Result<Segment
     created
 }
 
-fn fill(dir: &LogDir, header: &SegmentHeader, unfinished: &str) -> io::Result<Segment> {
-    let mut file = dir.create_file(unfinished)?;
+fn fill(
+    dir: &LogDir,
+    header: &SegmentHeader,
+    unfinished: &str,
+    spare: Option<LogFile>,
+) -> io::Result<Segment> {
+    let mut file = match spare {
+        Some(mut spare) => {
+            dir.rename(&mut spare, unfinished)?;
+            spare
+        }
+        None => dir.create_file(unfinished)?,
+    };
+    let remains = file.len()?;
     let bytes = header.encode();
     file.write_at(&mut [IoSlice::new(&bytes)], 0)?;
     file.sync()?;
@@ -61,6 +81,7 @@ fn fill(dir: &LogDir, header: &SegmentHeader, unfinished: &str) -> io::Result<Se
         file,
         records_start: end,
         end,
+        remains,
         dirty: false,
     })
 }
@@ -98,6 +119,17 @@ pub(crate) fn file_name(number: u64) -> String {
     format!("{number:016}{SUFFIX}")
 }
 
+/// Name of a file that was the segment `name`.
+pub(crate) fn spare_name(name: &str) -> String {
+    let stem = name.strip_suffix(SUFFIX).unwrap_or(name);
+    format!("{stem}{SPARE_SUFFIX}")
+}
+
+/// Whether a file waits to become a segment again.
+pub(crate) fn is_spare(name: &str) -> bool {
+    name.ends_with(SPARE_SUFFIX)
+}
+
 /// What a directory holds of a log.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing {
@@ -105,6 +137,8 @@ pub(crate) struct Listing {
     pub segments: Vec<u64>,
     /// Names of segments whose creation was interrupted.
     pub unfinished: Vec<String>,
+    /// Names of files that wait to become segments again.
+    pub spares: Vec<String>,
 }
 
 /// Lists the segments of a log.
@@ -113,6 +147,8 @@ pub(crate) fn list(dir: &LogDir) -> io::Result<Listing> {
     for name in dir.names()? {
         if name.ends_with(NEW_SUFFIX) {
             listing.unfinished.push(name);
+        } else if is_spare(&name) {
+            listing.spares.push(name);
         } else if let Some(number) = name
             .strip_suffix(SUFFIX)
             .and_then(|stem| stem.parse::<u64>().ok())

@@ -11,7 +11,15 @@ use crate::{
     disk::LogDir,
     format::{LogId, Position, SegmentHeader, SegmentKey},
     segment::{self, Segment},
+    spares::Spares,
 };
+
+/// Records from here on go to the disk while the next one is being made.
+const WRITEBACK_BYTES: u64 = 1 << 20;
+
+/// What the page cache holds at least: to write part of it where it is not cached takes a read first.
+const PAGE: u64 = 4096;
+static ZEROS: [u8; 4096] = [0; 4096];
 
 /// What is the same in all segments of a log.
 #[derive(Clone, Debug)]
@@ -40,6 +48,7 @@ pub(crate) struct Segments {
     segment_bytes: u64,
     older: BTreeMap<u64, Segment>,
     current: Segment,
+    spares: Spares,
 }
 
 impl Segments {
@@ -50,13 +59,14 @@ impl Segments {
         segment_bytes: u64,
         state: &LogState,
     ) -> io::Result<Self> {
-        let current = segment::create(&dir, &header(&identity, 1, 0, state))?;
+        let current = segment::create(&dir, &header(&identity, 1, 0, state), None)?;
         Ok(Self {
             dir,
             identity,
             segment_bytes,
             older: BTreeMap::new(),
             current,
+            spares: Spares::default(),
         })
     }
 
@@ -74,7 +84,20 @@ impl Segments {
             segment_bytes,
             older: segments,
             current,
+            spares: Spares::default(),
         })
+    }
+
+    /// From now on segments are made from the spares `names` and from those that are freed, of which at most `most` are kept.
+    /// Not while a log is being recovered: what recovery leaves is then the same however often it is interrupted.
+    pub fn use_spares(&mut self, names: &[String], most: usize) -> io::Result<()> {
+        self.spares = Spares::keep(&self.dir, names, most)?;
+        Ok(())
+    }
+
+    /// Gives the space of all spares back. True if there was any.
+    pub fn give_back_spares(&mut self) -> io::Result<bool> {
+        self.spares.give_back(&self.dir)
     }
 
     /// Where the next record goes, if the segment has room for it.
@@ -112,17 +135,28 @@ impl Segments {
     /// Begins the next segment.
     pub fn begin_next(&mut self, sequence: u64, state: &LogState) -> io::Result<()> {
         let number = self.current.key.segment + 1;
-        let next = segment::create(&self.dir, &header(&self.identity, number, sequence, state))?;
+        let header = header(&self.identity, number, sequence, state);
+        let next = segment::create(&self.dir, &header, self.spares.take(&self.dir))?;
         let before = std::mem::replace(&mut self.current, next);
         self.older.insert(before.key.segment, before);
         Ok(())
     }
 
     /// Writes a record of `len` bytes at the end.
-    pub fn write(&mut self, slices: &mut [IoSlice<'_>], len: u64) -> io::Result<()> {
+    pub fn write(&mut self, mut slices: Vec<IoSlice<'_>>, len: u64) -> io::Result<()> {
         self.current.dirty = true;
-        self.current.file.write_at(slices, self.current.end)?;
-        self.current.end += len;
+        let start = self.current.end;
+        let end = start + len;
+        if end < self.current.remains {
+            // The rest of the last page is no record, but to leave its remains would take a read.
+            let rest = usize::try_from(end.next_multiple_of(PAGE) - end).unwrap_or_default();
+            slices.push(IoSlice::new(ZEROS.get(..rest).unwrap_or_default()));
+        }
+        self.current.file.write_at(&mut slices, start)?;
+        self.current.end = end;
+        if len >= WRITEBACK_BYTES {
+            self.current.file.begin_writeback(start, len);
+        }
         Ok(())
     }
 
@@ -152,26 +186,25 @@ impl Segments {
             self.dir.sync()?;
             cut += removed.end;
         }
-        // A write that failed may have left bytes behind the end that is known.
-        let len = self.current.file.len()?;
-        if len > to.offset {
+        // A write that failed may have left bytes behind the end that is known, and they carry the salt of this segment.
+        if self.current.file.len()? > to.offset {
             self.current.file.truncate(to.offset)?;
-            cut += len - to.offset;
         }
+        cut += self.current.end.saturating_sub(to.offset);
         self.current.end = to.offset;
+        self.current.remains = to.offset;
         Ok(cut)
     }
 
-    /// Removes all segments before `number`, oldest first; never the current one. Returns how many.
+    /// Frees all segments before `number`, oldest first; never the current one. Returns how many.
     pub fn free_before(&mut self, number: u64) -> io::Result<usize> {
         let mut freed = 0;
-        while let Some(entry) = self
+        while let Some(mut entry) = self
             .older
             .first_entry()
             .filter(|entry| *entry.key() < number)
         {
-            self.dir.remove(entry.get().file.name())?;
-            self.dir.sync()?;
+            self.spares.retire(&self.dir, &mut entry.get_mut().file)?;
             entry.remove();
             freed += 1;
         }

@@ -1,12 +1,12 @@
 //! The facts that a log holds about its group beside the data: who owns it, in which mode, what is committed and applied.
-//! Knows no files; the rules by which the facts change are in `log.rs`.
+//! Knows no files. What a commit or a new generation makes of the facts is here; what else must be true is in `log.rs`.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Generation};
+use crate::{Epoch, Generation, LogError};
 
 /// Which image a log belongs to. Applying a log to another image would destroy it, so opening compares all three.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DiskIdentity {
     /// Name of the disk in the group, 1 to 64 bytes.
     pub name: String,
@@ -17,7 +17,7 @@ pub struct DiskIdentity {
 }
 
 /// The standby whose memory image belongs to the committed epoch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     /// Id of the standby, 1 to 128 bytes.
     pub standby: String,
@@ -26,7 +26,7 @@ pub struct Holder {
 }
 
 /// How the group's writes become durable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "mode", rename_all = "lowercase")]
 pub enum Mode {
     /// Sync mode: writes go through to the images. No standby holds memory that could be resumed.
@@ -52,7 +52,7 @@ impl Mode {
 }
 
 /// The newest durable state of a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LogState {
     /// Current generation; older ones are fenced.
     pub generation: Generation,
@@ -76,6 +76,52 @@ impl LogState {
             mode: Mode::Sync,
             committed: Epoch(0),
             applied: Epoch(0),
+        }
+    }
+
+    /// The state once the commit record of `epoch` is durable. `standby` is the one that has acknowledged COMMIT 1; it
+    /// becomes the holder of the group's memory, and the mode async.
+    ///
+    /// # Errors
+    /// [`LogError::OutOfOrder`], or [`LogError::HolderPresent`] if a standby holds memory and `standby` is none.
+    pub fn committing(&self, epoch: Epoch, standby: Option<&str>) -> Result<Self, LogError> {
+        let expected = self.committed.next();
+        if epoch != expected {
+            return Err(LogError::OutOfOrder {
+                given: epoch,
+                expected,
+            });
+        }
+        let mut state = self.clone();
+        state.committed = epoch;
+        match (standby, self.mode.holder()) {
+            (None, Some(holder)) => {
+                return Err(LogError::HolderPresent {
+                    standby: holder.standby.clone(),
+                });
+            }
+            (None, None) => {}
+            (Some(standby), Some(holder)) if holder.standby == standby => {}
+            (Some(standby), _) => {
+                let holder = Holder {
+                    standby: standby.to_owned(),
+                    since: epoch,
+                };
+                state.mode = Mode::Async {
+                    holder: Some(holder),
+                };
+            }
+        }
+        Ok(state)
+    }
+
+    /// The state once the generation is raised for `owner`. The mode stays.
+    #[must_use]
+    pub fn raising(&self, owner: Option<&str>) -> Self {
+        Self {
+            generation: self.generation.next(),
+            owner: owner.map(str::to_owned),
+            ..self.clone()
         }
     }
 }

@@ -38,6 +38,11 @@ impl EpochLog {
             Err(source) if means_full(&source) => {
                 let cut = self.segments.cut(start);
                 self.checked("take back a write from", cut)?;
+                // Space for what must be written now is worth more than a fast start of later segments.
+                let given = self.segments.give_back_spares();
+                if self.checked("remove spare segments of", given)? {
+                    return self.attempt(action, write);
+                }
                 Err(LogError::Full {
                     dir: self.dir().to_owned(),
                     source,
@@ -76,7 +81,7 @@ impl EpochLog {
         };
         let (header, header_sum) = encode_data(&key, at.offset, &fields, &record.entries);
         self.segments
-            .write(&mut record.slices(&header), record.total_len())?;
+            .write(record.slices(&header), record.total_len())?;
         let header_len = header.len() as u64;
         Ok((
             RecordPlace {
@@ -126,7 +131,7 @@ impl EpochLog {
         let at = self.segments.end();
         let bytes = encode_state(&self.segments.current().key, at.offset, record);
         self.segments
-            .write(&mut [IoSlice::new(&bytes)], STATE_RECORD_BYTES)?;
+            .write(vec![IoSlice::new(&bytes)], STATE_RECORD_BYTES)?;
         Ok(at)
     }
 
@@ -185,9 +190,19 @@ impl EpochLog {
             let _had_some = self.reserve.spend();
             self.begin_segment()?;
             freed += self.free_dead()?;
-            self.reserve.restore();
+            self.restore_reserve()?;
         }
         Ok(freed > 0)
+    }
+
+    /// Takes the reserve again if it was spent, before anything else gets the space: spare segments go for it.
+    pub(crate) fn restore_reserve(&mut self) -> Result<(), LogError> {
+        if !self.reserve.is_whole() {
+            let given = self.segments.give_back_spares();
+            self.checked("remove spare segments of", given)?;
+            self.reserve.restore();
+        }
+        Ok(())
     }
 
     /// Begins a segment; from then on its header holds the state.

@@ -41,7 +41,16 @@ fn open(dir: &Path, segment_bytes: u64) -> (EpochLog, Recovered) {
         size: 1 << 30,
         file_id: 1,
     }];
-    EpochLog::open_or_create(&dir.join("log"), "vm", &disks, LogOptions { segment_bytes }).unwrap()
+    EpochLog::open_or_create(
+        &dir.join("log"),
+        "vm",
+        &disks,
+        LogOptions {
+            segment_bytes,
+            ..LogOptions::default()
+        },
+    )
+    .unwrap()
 }
 
 fn extent(bytes: &[u8]) -> Extent<'_> {
@@ -137,6 +146,34 @@ fn a_full_disk_does_not_hinder_fencing() {
     );
     assert_eq!(held(&log).len() as u64, committed.0);
     log.mark_applied(committed).unwrap();
+}
+
+#[test]
+fn data_never_takes_the_reserve() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(dir) = with_small_disk("data_never_takes_the_reserve") else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    let reserved = || {
+        let reserve = std::fs::metadata(dir.join("log/RESERVE")).unwrap();
+        reserve.blocks() * 512
+    };
+    let (mut log, _) = open(dir, 128 << 10);
+    let whole = reserved();
+    log.append(Generation(0), Epoch(1), &[extent(&[1; 30_000])])
+        .unwrap();
+    log.commit(Generation(0), Epoch(1), None).unwrap();
+    log.mark_applied(Epoch(1)).unwrap();
+    let mut filler = std::fs::File::create(dir.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[0; 512]).is_ok() {}
+    // There is a dead segment to free, and it is much too small.
+    for _ in 0..3 {
+        let refused = log.append(Generation(0), Epoch(2), &[extent(&[2; 200_000])]);
+        assert!(matches!(refused, Err(LogError::Full { .. })), "{refused:?}");
+        assert_eq!(reserved(), whole);
+    }
+    log.raise_generation(Some("standby"), "takeover").unwrap();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The command line: names, arguments and help texts. What they do is in `commands/`.
 
+pub(crate) mod bench;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,6 +33,9 @@ pub(crate) enum Command {
     Standby(RoleArgs),
     /// Say what is protected, and how.
     Status(StatusArgs),
+    /// Look at, add, remove and resize what a running gateway exports.
+    #[command(subcommand)]
+    Export(ExportCommand),
     /// Look into a group's epoch log.
     #[command(subcommand)]
     Log(LogCommand),
@@ -72,12 +77,15 @@ pub(crate) struct ProtectArgs {
 pub(crate) struct ServeArgs {
     /// The raw image file or block device.
     pub image: PathBuf,
-    /// Listen on this unix socket.
-    #[arg(long, value_name = "PATH", required_unless_present = "tcp")]
+    /// Listen on this unix socket. Without it, --tcp and --vsock: on the sockets that systemd hands over (socket activation).
+    #[arg(long, value_name = "PATH")]
     pub unix: Option<PathBuf>,
-    /// Listen on this TCP address, such as 127.0.0.1:10809.
+    /// Listen on this TCP address, such as `127.0.0.1:10809` or `[::1]:10809`.
     #[arg(long, value_name = "ADDRESS")]
     pub tcp: Option<std::net::SocketAddr>,
+    /// Listen on vsock, for VMs of this host and programs beside this one, such as `2:10809`, or `*:10809` for any CID of this machine.
+    #[arg(long, value_name = "CID:PORT")]
+    pub vsock: Option<String>,
     /// Name of the export; the empty name finds it too.
     #[arg(long, default_value = "")]
     pub name: String,
@@ -92,12 +100,60 @@ pub(crate) struct ServeArgs {
         requires = "async_mode"
     )]
     pub epoch_interval: u64,
+    /// Memory for epochs that the image does not have yet, in MiB; at the limit writes wait.
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = 256,
+        requires = "async_mode"
+    )]
+    pub memory_budget: u64,
     /// Refuse writes.
     #[arg(long, conflicts_with = "async_mode")]
     pub read_only: bool,
     /// Serve on an address that other machines can reach, without encryption.
     #[arg(long)]
     pub insecure: bool,
+    /// Serve metrics for Prometheus here, over HTTP: an address such as 127.0.0.1:9109, or the path of a unix socket.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+    /// The server's certificate (PEM): with it and its key, clients use TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The private key of the server's certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities of clients' certificates (PEM): only clients with such a certificate get in over TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Whether clients have to use TLS.
+    #[arg(
+        long,
+        value_enum,
+        default_value = "require",
+        requires = "tls_certificate"
+    )]
+    pub tls: TlsChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TlsChoice {
+    /// A client may do nothing before it uses TLS.
+    Require,
+    /// A client may use TLS or not.
+    Allow,
+    /// No TLS.
+    Off,
+}
+
+impl From<TlsChoice> for nbd_server::tls::TlsMode {
+    fn from(choice: TlsChoice) -> Self {
+        match choice {
+            TlsChoice::Require => Self::Require,
+            TlsChoice::Allow => Self::Allow,
+            TlsChoice::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +167,77 @@ pub(crate) struct StatusArgs {
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// List all exports, disks of groups too.
+    List(ControlArgs),
+    /// Serve one more raw image or block device, until the gateway ends; write it into the configuration file to keep it.
+    Add(ExportAddArgs),
+    /// Serve an image no longer.
+    Remove(ExportRemoveArgs),
+    /// Give a raw image another size while it is served. Clients see it when they attach again.
+    Resize(ExportResizeArgs),
+}
+
+/// Which gateway, and how it answers.
+#[derive(Debug, Args)]
+pub(crate) struct ControlArgs {
+    /// Control socket of the gateway.
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/epochgate/gateway.sock"
+    )]
+    pub control: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportAddArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Name of the export; "" is the default export.
+    pub name: String,
+    /// The raw image file or block device.
+    pub image: PathBuf,
+    /// Refuse writes.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Past the page cache (O_DIRECT), in whole blocks of the storage.
+    #[arg(long)]
+    pub direct: bool,
+    /// Let clients change the size of the image (NBD_CMD_RESIZE).
+    #[arg(long)]
+    pub client_resize: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportRemoveArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Name of the export.
+    pub name: String,
+    /// Also while clients are attached: what they asked is answered, then they are cut.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportResizeArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Name of the export.
+    pub name: String,
+    /// The new size in bytes, or with a unit of powers of 1024: 512M, 20G, 1T.
+    #[arg(value_parser = crate::size::parse)]
+    pub size: u64,
+    /// It may be less than now: what lies beyond the new end is lost.
+    #[arg(long)]
+    pub shrink: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -193,6 +320,12 @@ pub(crate) struct DemoArgs {
 pub(crate) enum BenchCommand {
     /// Kill the source over and over, at random instants and between every two steps of a commit.
     Failover(FailoverArgs),
+    /// Compare the gateway with other NBD servers, side by side on this machine.
+    Nbd(bench::NbdArgs),
+    /// Time COMMIT 2 of a large epoch against fio writing the same bytes.
+    Commit(bench::CommitArgs),
+    /// Write faster than the storage takes it, and hold the gateway to its memory budget.
+    Memory(bench::MemoryArgs),
 }
 
 #[derive(Debug, Args)]

@@ -1,13 +1,17 @@
 //! The one command that people run. Each subcommand is a file in `commands/`; what they share is beside this file.
 
+mod bench;
 mod cli;
 mod commands;
 mod config_file;
 mod exit;
 mod lab;
+mod load;
 mod output;
 mod role;
 mod runtime;
+mod service;
+mod size;
 
 use clap::Parser;
 

@@ -7,6 +7,11 @@ pub(crate) fn bytes(n: u64) -> String {
     indicatif::HumanBytes(n).to_string()
 }
 
+/// An export's name; the default export has the empty one.
+pub(crate) fn shown(name: &str) -> &str {
+    if name.is_empty() { "\"\"" } else { name }
+}
+
 /// Microseconds as milliseconds with two digits.
 #[allow(clippy::cast_precision_loss, reason = "shown with two digits")]
 pub(crate) fn millis(us: u64) -> f64 {

@@ -9,16 +9,56 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use coordinator::Ending;
-use coordinator::report::{Reporter, Stamped, Status};
+use coordinator::report::{Report, Reporter, Stamped, Status};
+use qemu_glue::VmDescription;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
-use crate::exit::Usage;
+use crate::cli::RoleArgs;
+use crate::exit::{Usage, usage};
 use crate::output;
+use crate::runtime;
+use crate::service;
+
+/// Runs a role whose configuration has been checked but for its VM, to its end: `work` is given the place for its events and the
+/// signals to stop. With `--check` nothing runs.
+pub(crate) fn run(
+    role: &str,
+    args: &RoleArgs,
+    vm: &VmDescription,
+    runtime_dir: &Path,
+    work: impl AsyncFnOnce(Reporter, watch::Receiver<u32>) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    // Before the gateway hears of it: attaching fences whoever has the disks.
+    vm.validate(&[]).map_err(usage)?;
+    if args.config.check {
+        println!("{} is right", args.config.config.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    prepare_runtime_dir(runtime_dir)?;
+    runtime::tokio()?.block_on(async {
+        let role = Role::start(role, &vm.name, runtime_dir, args.json).await?;
+        let stop = runtime::stop_signals()?;
+        let mut stopping = stop.clone();
+        // Both in one task: the work may be over before another one has been scheduled, and the process with it.
+        let mut work = std::pin::pin!(work(role.reporter(), stop));
+        let ended = tokio::select! {
+            biased;
+            _ = stopping.changed() => None,
+            ended = &mut work => Some(ended),
+        };
+        service::stopping();
+        match ended {
+            Some(ended) => ended,
+            None => work.await,
+        }
+    })
+}
 
 /// A running role. Its socket is removed when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Role {
+struct Role {
     status: Arc<Mutex<Status>>,
     socket: PathBuf,
     json: bool,
@@ -26,12 +66,7 @@ pub(crate) struct Role {
 
 impl Role {
     /// Starts answering `epochgate status`. Fails if the same role already runs for this VM.
-    pub(crate) async fn start(
-        role: &str,
-        vm: &str,
-        runtime_dir: &Path,
-        json: bool,
-    ) -> anyhow::Result<Self> {
+    async fn start(role: &str, vm: &str, runtime_dir: &Path, json: bool) -> anyhow::Result<Self> {
         let socket = runtime_dir.join(format!("{role}-{vm}.sock"));
         if UnixStream::connect(&socket).await.is_ok() {
             return Err(Usage(format!(
@@ -53,12 +88,19 @@ impl Role {
         })
     }
 
-    /// Keeps the status, and prints events if that was asked for.
-    pub(crate) fn reporter(&self) -> Reporter {
+    /// Keeps the status, prints events if that was asked for, and tells a service manager of the event that makes the role ready.
+    fn reporter(&self) -> Reporter {
         let (status, json) = (Arc::clone(&self.status), self.json);
         Arc::new(move |event: Stamped| {
             let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
             status.apply(&event.report);
+            match &event.report {
+                Report::VmStarted { vm, .. } => service::ready(&format!("runs the VM {vm}")),
+                Report::Listening { address, .. } => {
+                    service::ready(&format!("waits for a source on {address}"));
+                }
+                _ => {}
+            }
             if json {
                 output::event_line(&event);
             }
@@ -92,7 +134,7 @@ pub(crate) fn exit_code(ending: &Ending) -> ExitCode {
 }
 
 /// Makes the runtime directory, for its owner only, if it is missing.
-pub(crate) fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
+fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -106,5 +148,5 @@ pub(crate) fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
                 dir.display()
             )
         })
-        .map_err(crate::exit::usage)
+        .map_err(usage)
 }

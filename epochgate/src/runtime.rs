@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -46,6 +46,11 @@ pub(crate) fn stop_signals() -> anyhow::Result<watch::Receiver<u32>> {
         });
     }
     Ok(receiver)
+}
+
+/// SIGHUP: read the configuration again. Call inside a runtime.
+pub(crate) fn hangup_signal() -> anyhow::Result<Signal> {
+    signal(SignalKind::hangup()).context("signals can't be watched")
 }
 
 /// For the lab, which waits without a runtime: a thread that turns a signal into [`crate::lab::site::interrupt`].

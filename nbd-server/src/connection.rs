@@ -4,26 +4,37 @@
 //! system call; what would block goes to the shared workers, whose answers overtake each other. This module and those below it hold
 //! all of the I/O of a connection; what the bytes mean is said by [`crate::negotiation`] and [`crate::transmission`].
 
+mod answers;
 mod batch;
 mod credit;
 mod handshake;
 mod outbox;
 mod payload;
+mod polling;
 mod receive_buffer;
 mod session;
 mod socket;
+mod standing;
+mod throttle;
+mod tls;
 mod workers;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::export::ExportDirectory;
+use crate::access::{Client, Peer};
+use crate::export::{ExportDirectory, OpenRefused};
 use crate::limits::Limits;
 use crate::negotiation::NegotiationError;
+use crate::policy::Policy;
 use crate::transmission::TransmissionError;
 
+pub(crate) use credit::Pool;
+pub(crate) use polling::PollSlots;
 pub(crate) use socket::Socket;
+pub(crate) use standing::Standing;
+pub(crate) use throttle::Throttle;
 pub(crate) use workers::Workers;
 
 /// What all connections of a server share.
@@ -31,9 +42,20 @@ pub(crate) use workers::Workers;
 pub(crate) struct Context {
     pub directory: Arc<dyn ExportDirectory>,
     pub limits: Arc<Limits>,
+    /// Replaced as a whole; a connection keeps the one that it began with.
+    pub policy: Arc<RwLock<Arc<Policy>>>,
     pub workers: Arc<Workers>,
-    /// The server stops: connections end after the batch they are at.
+    pub poll_slots: Arc<PollSlots>,
+    /// Bytes under way, of all connections together.
+    pub pool: Arc<Pool>,
+    /// The server stops: what is under way is answered, what comes until then is refused.
     pub stopping: Arc<AtomicBool>,
+}
+
+impl Context {
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Why a connection ended other than by the client's goodbye.
@@ -45,6 +67,12 @@ pub enum ConnectionError {
     /// The handshake was malformed.
     #[error("the handshake failed")]
     Negotiation(#[from] NegotiationError),
+    /// TLS can't start on this side.
+    #[error("TLS can't be started")]
+    StartTls(#[source] rustls::Error),
+    /// The TLS handshake failed: the client's certificate was refused, say.
+    #[error("the TLS handshake failed")]
+    TlsHandshake(#[source] io::Error),
     /// A request was malformed.
     #[error("the transmission failed")]
     Transmission(#[from] TransmissionError),
@@ -62,12 +90,27 @@ impl Drop for CutOnDrop {
     }
 }
 
+/// Asked before a client attaches, whether it has too many connections.
+pub(crate) type Admit<'a> = dyn Fn(&Client) -> Result<(), OpenRefused> + 'a;
+
 /// Serves one connection to its end.
-pub(crate) fn serve(socket: Arc<Socket>, context: &Context) -> Result<(), ConnectionError> {
+pub(crate) fn serve(
+    socket: Arc<Socket>,
+    peer: Peer,
+    context: &Context,
+    standing: &Standing,
+    admit: &Admit<'_>,
+) -> Result<(), ConnectionError> {
     let _cut = CutOnDrop(Arc::clone(&socket));
     let mut input = receive_buffer::ReceiveBuffer::new();
-    match handshake::negotiate(&socket, &mut input, context)? {
-        Some(attachment) => session::Session::new(socket, context, attachment).run(&mut input),
-        None => Ok(()),
-    }
+    let Some(attachment) = handshake::negotiate(&socket, peer, &mut input, context, admit)? else {
+        socket.goodbye();
+        return Ok(());
+    };
+    let session = session::Session::new(Arc::clone(&socket), context, attachment);
+    let (credits, reconnects) = session.standing();
+    standing.attached(credits, reconnects);
+    session.run(&mut input)?;
+    socket.goodbye();
+    Ok(())
 }

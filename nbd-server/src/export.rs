@@ -4,9 +4,12 @@
 //! protocol half of this crate and raw files ([`crate::raw_export`]) or the disks of a group.
 
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+use crate::metrics::Meter;
 
 /// Why a disk did not do what was asked, in the terms that NBD can carry (NBD protocol, "Error values").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +65,8 @@ impl From<std::io::Error> for IoError {
 /// What a client is told about an export when it attaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
-    /// Size of the disk in bytes, more than 0. Constant while a connection lasts.
+    /// Size of the disk in bytes, more than 0. For one connection it changes only by a [`Export::resize`] of its own; an export that has
+    /// shrunk refuses by itself what lies beyond its end.
     pub size: u64,
     /// Writes are refused by the connection with [`IoError::Perm`] before they reach the export.
     pub read_only: bool,
@@ -82,10 +86,81 @@ pub struct ExportInfo {
     pub can_zeroes: bool,
     /// `fast` may be true in [`Export::write_zeroes`].
     pub can_fast_zero: bool,
+    /// [`Export::cache`] works.
+    pub can_cache: bool,
+    /// [`Export::resize`] works.
+    pub can_resize: bool,
+    /// What requests have to be aligned to, and how large they may be.
+    pub block_size: BlockSize,
+    /// The client is known to come back after a disconnection, and to ask again. When the server stops it is disconnected rather than
+    /// told, as a refusal would reach the guest behind it.
+    pub reconnects: bool,
+}
+
+/// The size constraints of an export, in bytes (NBD protocol, "Size constraints").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize {
+    /// Offsets and lengths are multiples of it: a power of 2, at most 65536. Others are refused before they reach the export.
+    pub minimum: u32,
+    /// Aligned to it requests are cheap: a power of 2, at least `minimum` and 512.
+    pub preferred: u32,
+    /// The largest READ or WRITE, at least `preferred`. More than [`crate::protocol::MAX_PAYLOAD`] is taken as that.
+    pub maximum: u32,
+}
+
+impl Default for BlockSize {
+    /// Any alignment, best in memory pages, and up to [`crate::protocol::MAX_PAYLOAD`].
+    fn default() -> Self {
+        Self {
+            minimum: 1,
+            preferred: 4096,
+            maximum: crate::protocol::MAX_PAYLOAD,
+        }
+    }
+}
+
+/// One stretch of a disk, as `base:allocation` describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockExtent {
+    /// Bytes, more than 0.
+    pub len: u64,
+    /// No space is allocated for it.
+    pub hole: bool,
+    /// It reads as zeros.
+    pub zero: bool,
+}
+
+impl BlockExtent {
+    /// A stretch with data.
+    pub fn data(len: u64) -> Self {
+        Self {
+            len,
+            hole: false,
+            zero: false,
+        }
+    }
+
+    /// A stretch without space, which reads as zeros.
+    pub fn hole(len: u64) -> Self {
+        Self {
+            len,
+            hole: true,
+            zero: true,
+        }
+    }
+}
+
+/// One stretch of a disk, as `epochgate:held` describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldExtent {
+    /// Bytes, more than 0.
+    pub len: u64,
+    /// Its newest content is held in an epoch, and not yet in the image.
+    pub held: bool,
 }
 
 impl ExportInfo {
-    /// A disk of `size` bytes with every ability, and several connections at once.
+    /// A disk of `size` bytes with every ability but a changing size, any alignment, and several connections at once.
     pub fn full(size: u64) -> Self {
         Self {
             size,
@@ -98,6 +173,10 @@ impl ExportInfo {
             can_trim: true,
             can_zeroes: true,
             can_fast_zero: true,
+            can_cache: true,
+            can_resize: false,
+            block_size: BlockSize::default(),
+            reconnects: false,
         }
     }
 }
@@ -119,10 +198,22 @@ pub trait Export: Send + Sync + 'static {
     /// Fills `buf` from `offset`. May block.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError>;
 
+    /// The file that has this whole range at the same offset, in its newest state and in the page cache, if the export knows one: the
+    /// range can then be sent without a copy. What is written to it after the call may be seen, as by any read that is under way.
+    fn cached_in(&self, offset: u64, len: u64) -> Option<&File> {
+        let _ = (offset, len);
+        None
+    }
+
     /// Writes `data` at `offset` if that needs no waiting. `Ok(false)`: it would block, and [`Export::write`] follows on a worker with the
-    /// same data. An export that keeps the data clones `data`, which copies nothing; the buffer behind it holds this
-    /// payload and nothing else, so that what is kept costs what it says.
-    fn try_write(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError>;
+    /// same data.
+    fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Result<bool, IoError>;
+
+    /// As [`Export::try_write`], for an export that keeps data as it is: to clone `data` copies nothing, and the buffer behind it holds
+    /// this payload and nothing else, so that what is kept costs what it says.
+    fn try_write_owned(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError> {
+        self.try_write(offset, data, fua)
+    }
 
     /// Writes `data` at `offset`; durable on return if `fua`. May block.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError>;
@@ -143,6 +234,46 @@ pub trait Export: Send + Sync + 'static {
         fast: bool,
         fua: bool,
     ) -> Result<(), IoError>;
+
+    /// What is allocated and what reads as zeros, from `offset` on: at least one extent, at most `max_extents`, consecutive. They
+    /// may end before or behind `offset + len`. May block.
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max_extents: usize,
+    ) -> Result<Vec<BlockExtent>, IoError> {
+        let _ = (offset, max_extents);
+        Ok(vec![BlockExtent::data(len)])
+    }
+
+    /// What is held in an epoch and not yet in the image, with the rules of [`Export::block_status`].
+    fn held_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max_extents: usize,
+    ) -> Result<Vec<HeldExtent>, IoError> {
+        let _ = (offset, max_extents);
+        Ok(vec![HeldExtent { len, held: false }])
+    }
+
+    /// The client will need this range soon. Nothing has to come of it. May block.
+    fn cache(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// Where its requests are counted; none: nowhere that is seen.
+    fn meter(&self) -> Option<Arc<Meter>> {
+        None
+    }
+
+    /// Makes the disk `new_size` bytes long, which is more than 0; what is new reads as zeros. May block.
+    fn resize(&self, new_size: u64) -> Result<(), IoError> {
+        let _ = new_size;
+        Err(IoError::Perm)
+    }
 }
 
 /// One line of the answer to NBD_OPT_LIST.
@@ -170,6 +301,12 @@ pub enum OpenRefused {
 
 /// Finds exports by name.
 pub trait ExportDirectory: Send + Sync + 'static {
+    /// Every name under which the disk that is meant by `name` can be asked for, `name` without what only tells attachments apart
+    /// included. Access rules are about disks: no second name may lead around them.
+    fn names(&self, name: &str) -> Vec<String> {
+        vec![name.to_owned()]
+    }
+
     /// What NBD_OPT_LIST shows.
     fn list(&self) -> Vec<ExportListing>;
 
@@ -180,24 +317,40 @@ pub trait ExportDirectory: Send + Sync + 'static {
     fn open(&self, name: &str, cutter: Cutter) -> Result<Arc<dyn Export>, OpenRefused>;
 }
 
-/// Cuts one connection off: its socket is shut down in both directions, so that nothing more is read from it or answered on it.
+/// Ends one connection: at once, or after what is under way.
 #[derive(Clone)]
-pub struct Cutter(Arc<dyn Fn() + Send + Sync>);
+pub struct Cutter {
+    cut: Arc<dyn Fn() + Send + Sync>,
+    end: Arc<dyn Fn() + Send + Sync>,
+}
 
 impl Cutter {
-    /// A cutter that calls `cut`, which must not block and may be called any number of times, from any thread.
-    pub fn new(cut: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(Arc::new(cut))
+    /// A cutter that calls `cut` to shut the socket down in both directions, so that nothing more is read from it or answered on it,
+    /// and `end` to take no further requests but answer those under way. Neither may block, and both may be called any number
+    /// of times, from any thread.
+    pub fn new(
+        cut: impl Fn() + Send + Sync + 'static,
+        end: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            cut: Arc::new(cut),
+            end: Arc::new(end),
+        }
     }
 
     /// A cutter for an attachment without a connection.
     pub fn inert() -> Self {
-        Self::new(|| {})
+        Self::new(|| {}, || {})
     }
 
     /// Cuts the connection. Returns at once; requests that an export is working on end by themselves, unanswered.
     pub fn cut(&self) {
-        (self.0)();
+        (self.cut)();
+    }
+
+    /// Has the connection end when all that was asked is answered. Returns at once.
+    pub fn end(&self) {
+        (self.end)();
     }
 }
 

@@ -1,5 +1,10 @@
 //! A whole gateway put together from its configuration: groups, exports outside of groups, NBD listeners, control socket.
 
+mod advice;
+mod catalog;
+mod figures;
+mod reload;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -11,15 +16,27 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::access::{AccessError, AccessRule, AccessRules};
 use crate::control::server::{self, Gatekeeper};
-use crate::group::directory::Directory;
 use crate::group::open;
 use crate::group::{Group, GroupConfig, OpenError, Progress, valid_name};
-use crate::limits::Limits;
-use crate::raw_export::{RawExport, RawExportError};
+use crate::image_file::ImageError;
+use crate::limits::{Limits, LimitsConfig};
+use crate::metrics::http::MetricsServer;
+use crate::metrics::text::{self, Source};
+use crate::metrics::{MetricsAddress, MetricsError};
+use crate::policy::Policy;
+use crate::rates::{RateError, RateLimit, RateLimits};
 use crate::server::{
-    BoundAddress, ListenAddress, ListenError, ParseAddressError, Server, SocketFile, bind_for_owner,
+    BoundAddress, ListenAddress, ListenError, ParseAddressError, Server, SocketFile,
+    bind_for_owner, is_exposed,
 };
+use crate::tls::{Tls, TlsConfig, TlsError, TlsMode};
+
+use figures::GatewayFigures;
+
+pub use catalog::{Catalog, ChangeError};
+pub use reload::Reloaded;
 
 /// Threads of the control API: one may wait for a cut in sync mode while another answers.
 const CONTROL_THREADS: usize = 2;
@@ -27,7 +44,7 @@ const CONTROL_THREADS: usize = 2;
 const CONTROL_GRACE: Duration = Duration::from_secs(1);
 
 /// An export outside of any group: sync mode, always.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportConfig {
     /// Its NBD name; may be empty, and hold no `/`.
@@ -37,6 +54,12 @@ pub struct ExportConfig {
     /// Refuse all writes.
     #[serde(default)]
     pub read_only: bool,
+    /// Past the page cache (`O_DIRECT`): clients are told to ask for whole blocks of the storage.
+    #[serde(default)]
+    pub direct: bool,
+    /// Let clients change the size of the image, if it is a file (NBD_CMD_RESIZE).
+    #[serde(default)]
+    pub client_resize: bool,
 }
 
 /// What a gateway serves and where.
@@ -46,11 +69,27 @@ pub struct GatewayConfig {
     /// Path of the control socket; without it there is no control API, and no group can have a source.
     #[serde(default)]
     pub control: Option<PathBuf>,
-    /// NBD addresses: `unix:/path` or `tcp:host:port`.
+    /// NBD addresses: `unix:/path`, `tcp:host:port`, `tcp:[ipv6]:port`, `vsock:cid:port`, `vsock:*:port` or `systemd:number`.
     pub listen: Vec<String>,
     /// Listen on TCP addresses that other machines reach, though nothing protects the connections.
     #[serde(default)]
     pub insecure: bool,
+    /// TLS. Without it connections are in the clear.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+    /// Who may attach what. Without rules everybody who can connect may attach everything.
+    #[serde(default)]
+    pub access: Vec<AccessRule>,
+    /// Where metrics for Prometheus are served over HTTP, at `/metrics`: an IP address with a port, or the path of a unix socket. No one is
+    /// asked who they are.
+    #[serde(default)]
+    pub metrics: Option<String>,
+    /// Bounds on what clients may have under way.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// The pace that exports are held to.
+    #[serde(default, rename = "rate_limit")]
+    pub rate_limits: Vec<RateLimit>,
     /// Groups of disks.
     #[serde(default, rename = "group")]
     pub groups: Vec<GroupConfig>,
@@ -65,14 +104,43 @@ impl GatewayConfig {
     /// # Errors
     /// [`GatewayError`] for the first thing that is wrong.
     pub fn check(&self) -> Result<(), GatewayError> {
-        check(self).map(drop)
+        check(self)?;
+        self.limits()?;
+        self.policy().map(drop)
+    }
+
+    /// What clients may do, from the keys and files that are about that.
+    ///
+    /// # Errors
+    /// [`GatewayError`] for the first thing that is wrong.
+    pub fn policy(&self) -> Result<Policy, GatewayError> {
+        Ok(Policy {
+            access: AccessRules::new(&self.access)?,
+            tls: match &self.tls {
+                Some(tls) => Tls::load(tls)?,
+                None => None,
+            },
+            rates: RateLimits::new(&self.rate_limits)?,
+        })
+    }
+
+    fn limits(&self) -> Result<Limits, GatewayError> {
+        self.limits.limits().map_err(|key| {
+            GatewayError::Config(format!("the key '{key}' under [limits] must be at least 1"))
+        })
+    }
+
+    /// True when listening where other machines connect needs no leave: TLS is required there.
+    fn is_protected(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.mode == TlsMode::Require)
     }
 }
 
 /// Second export names of disks, from the alias to `group/disk`.
-fn aliases(config: &GatewayConfig) -> BTreeMap<String, String> {
-    let disks = config
-        .groups
+fn aliases(groups: &[GroupConfig]) -> BTreeMap<String, String> {
+    let disks = groups
         .iter()
         .flat_map(|group| group.disks.iter().map(move |disk| (group, disk)));
     disks
@@ -94,6 +162,15 @@ pub enum GatewayError {
     /// An address is none.
     #[error("the key 'listen' holds a wrong address")]
     Address(#[from] ParseAddressError),
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A rule under `[[access]]` is wrong.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// A limit under `[[rate_limit]]` is wrong.
+    #[error(transparent)]
+    Rate(#[from] RateError),
     /// A group can't be opened.
     #[error(transparent)]
     Group(#[from] OpenError),
@@ -104,11 +181,14 @@ pub enum GatewayError {
         name: String,
         /// Why.
         #[source]
-        source: RawExportError,
+        source: ImageError,
     },
     /// An address can't be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The metrics can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The control API can't run.
     #[error("the control API can't be started")]
     Control(#[source] io::Error),
@@ -119,8 +199,9 @@ pub enum GatewayError {
 pub struct Gateway {
     server: Server,
     addresses: Vec<BoundAddress>,
-    directory: Arc<Directory>,
+    catalog: Arc<Catalog>,
     control: Option<Control>,
+    metrics: Option<MetricsServer>,
 }
 
 #[derive(Debug)]
@@ -148,36 +229,50 @@ impl Gateway {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, GatewayError> {
         let listen = check(config)?;
+        let (policy, limits) = (config.policy()?, config.limits()?);
+        config.warn();
         let mut groups = BTreeMap::new();
         for group in &config.groups {
             groups.insert(group.name.clone(), Arc::new(Group::open(group, progress)?));
         }
         let mut exports = BTreeMap::new();
         for export in &config.exports {
-            let raw = RawExport::open(&export.image, export.read_only).map_err(|source| {
-                GatewayError::Export {
-                    name: export.name.clone(),
-                    source,
-                }
-            })?;
-            exports.insert(export.name.clone(), Arc::new(raw));
+            exports.insert(export.name.clone(), catalog::open_named(export)?);
         }
-        let directory = Arc::new(Directory::new(groups, exports, aliases(config)));
-        let server = Server::new(Arc::clone(&directory) as Arc<_>, Limits::default());
+        let catalog = Arc::new(Catalog::new(config, groups, exports));
+        let directory = Arc::clone(catalog.directory());
+        let server = Server::with_policy(directory as Arc<_>, limits, policy);
         let addresses = listen
             .iter()
             .map(|address| server.listen(address))
             .collect::<Result<Vec<_>, _>>()?;
         let control = match &config.control {
-            Some(path) => Some(Control::start(path, &directory, config.listen.clone())?),
+            Some(path) => Some(Control::start(path, &catalog, config.listen.clone())?),
+            None => None,
+        };
+        let metrics = match &config.metrics {
+            Some(address) => {
+                let figures: Arc<dyn Source> = Arc::new(GatewayFigures {
+                    catalog: Arc::clone(&catalog),
+                    connections: Box::new(server.connection_counter()),
+                });
+                let page = move || text::page(&figures);
+                Some(MetricsServer::start(&address.parse()?, Arc::new(page))?)
+            }
             None => None,
         };
         Ok(Self {
             server,
             addresses,
-            directory,
+            catalog,
             control,
+            metrics,
         })
+    }
+
+    /// Where the metrics are served, with the port that the system chose.
+    pub fn metrics_address(&self) -> Option<&MetricsAddress> {
+        self.metrics.as_ref().map(MetricsServer::address)
     }
 
     /// Where NBD is served, with the ports that the system chose.
@@ -186,21 +281,58 @@ impl Gateway {
     }
 
     /// The group of that name.
-    pub fn group(&self, name: &str) -> Option<&Arc<Group>> {
-        self.directory.group(name)
+    pub fn group(&self, name: &str) -> Option<Arc<Group>> {
+        self.catalog.directory().group(name)
+    }
+
+    /// What is served, and the way to change it.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Makes what is served what `config` says, see [`Catalog::reload`], and who may attach it; the
+    /// files of `[tls]` are read again. Connections that are open keep what they were allowed. The outcome is part of the status. An error stands for a
+    /// configuration that could not even be read.
+    ///
+    /// # Errors
+    /// The error that was given, or the reload's; everything is as it was.
+    pub fn reload(&self, config: Result<GatewayConfig, String>) -> Result<Reloaded, String> {
+        let outcome = config.and_then(|config| {
+            let reload = || {
+                // First who may attach, then what: what is new is never seen by those whom the new rules keep from it.
+                let new = Arc::new(config.policy()?);
+                let old = self.server.set_policy(Arc::clone(&new));
+                match self.catalog.reload(&config) {
+                    Ok(mut reloaded) => {
+                        reloaded.for_new_connections = old.differences(&new);
+                        config.warn();
+                        Ok(reloaded)
+                    }
+                    Err(error) => {
+                        self.server.set_policy(old);
+                        Err(error)
+                    }
+                }
+            };
+            reload().map_err(|error: GatewayError| crate::group::with_sources(&error))
+        });
+        let said = outcome.as_ref().map(ToString::to_string);
+        self.catalog.note_reload(said.map_err(Clone::clone));
+        outcome
     }
 
     /// Stops in order: requests under way are answered, groups without a source commit and apply what they hold. What a
     /// source holds in an open epoch is lost, as in a crash: detach it first, or let its standby take over.
     pub fn shutdown(mut self) {
-        for group in self.directory.groups() {
+        self.catalog.stop();
+        for group in self.catalog.directory().groups() {
             group.stop_waiting();
         }
         self.server.shutdown();
         if let Some(control) = &mut self.control {
             control.stop();
         }
-        for group in self.directory.groups() {
+        for group in self.catalog.directory().groups() {
             group.stop();
         }
     }
@@ -209,7 +341,7 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         // The listeners wait for requests under way, so those must not wait for anything.
-        for group in self.directory.groups() {
+        for group in self.catalog.directory().groups() {
             group.stop_waiting();
         }
     }
@@ -218,13 +350,13 @@ impl Drop for Gateway {
 impl Control {
     fn start(
         path: &std::path::Path,
-        directory: &Arc<Directory>,
+        catalog: &Arc<Catalog>,
         listen: Vec<String>,
     ) -> Result<Self, GatewayError> {
         let (listener, file) = bind_for_owner(path)?;
         let (stop, stopping) = watch::channel(false);
         let gatekeeper = Gatekeeper {
-            directory: Arc::clone(directory),
+            catalog: Arc::clone(catalog),
             listen,
             stopping,
         };
@@ -287,8 +419,11 @@ fn check(config: &GatewayConfig) -> Result<Vec<ListenAddress>, GatewayError> {
                 .to_owned(),
         );
     }
-    if config.groups.is_empty() && config.exports.is_empty() {
-        return fail("there is nothing to serve; add a [[group]] or an [[export]]".to_owned());
+    if config.groups.is_empty() && config.exports.is_empty() && config.control.is_none() {
+        return fail(
+            "there is nothing to serve; add a [[group]] or an [[export]], or a 'control' socket to add exports through"
+                .to_owned(),
+        );
     }
     let mut names: Vec<_> = config.groups.iter().map(|group| &group.name).collect();
     names.extend(config.exports.iter().map(|export| &export.name));
@@ -301,18 +436,15 @@ fn check(config: &GatewayConfig) -> Result<Vec<ListenAddress>, GatewayError> {
             "two groups or exports are named '{name}'; give each a name of its own"
         ));
     }
-    if let Some(export) = config
-        .exports
-        .iter()
-        .find(|export| !export.name.is_empty() && !valid_name(&export.name))
-    {
-        return fail(format!(
-            "the export name '{}' must be empty or have 1 to 64 ASCII letters, digits, '-', '_' or '.'",
-            export.name
-        ));
+    for export in &config.exports {
+        check_export_name(&export.name).map_err(GatewayError::Config)?;
     }
     for group in &config.groups {
         open::check(group)?;
+    }
+    AccessRules::new(&config.access)?;
+    if let Some(address) = &config.metrics {
+        address.parse::<MetricsAddress>()?;
     }
     let listen: Result<Vec<ListenAddress>, _> = config
         .listen
@@ -321,10 +453,20 @@ fn check(config: &GatewayConfig) -> Result<Vec<ListenAddress>, GatewayError> {
         .collect();
     let listen: Vec<ListenAddress> = listen?
         .into_iter()
-        .map(|address| address.with_insecure(config.insecure))
+        .map(|address| address.with_insecure(config.insecure || config.is_protected()))
         .collect();
     listen.iter().try_for_each(check_exposed)?;
     Ok(listen)
+}
+
+/// Refuses a name that can't be one of an export outside of groups.
+fn check_export_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || valid_name(name) {
+        return Ok(());
+    }
+    Err(format!(
+        "the export name '{name}' must be empty or have 1 to 64 ASCII letters, digits, '-', '_' or '.'"
+    ))
 }
 
 /// Refuses numeric addresses that other machines reach, before any log is opened. Names of hosts are resolved, and refused,
@@ -335,7 +477,7 @@ fn check_exposed(address: &ListenAddress) -> Result<(), GatewayError> {
         insecure: false,
     } = address
         && let Ok(address) = host_port.parse::<SocketAddr>()
-        && !address.ip().is_loopback()
+        && is_exposed(&address)
     {
         return Err(ListenError::Insecure { address }.into());
     }

@@ -6,8 +6,17 @@
 //! greeting → ClientFlags → Option ⇄ (Skip | Answer) → Ended(attached | closed)
 //! ```
 
+mod contexts;
+mod options;
+mod replies;
+mod starttls;
+
+use crate::agreed::{Agreed, Contexts, Headers};
 use crate::export::{ExportInfo, ExportListing, OpenRefused};
-use crate::protocol::{self, WireReader, info, option, reply};
+use crate::protocol::{self, WireReader, option, reply};
+use options::{ContextData, InfoData};
+use replies::{put_contexts, put_description, put_error, put_list, put_refusal, put_reply};
+pub use starttls::StartTls;
 
 /// The longest option data that is looked at: an INFO with the longest name and every information type that can be asked for fits.
 /// What is longer is skipped and refused with NBD_REP_ERR_TOO_BIG.
@@ -25,6 +34,19 @@ pub enum NegotiationError {
     /// NBD_OPT_EXPORT_NAME can be refused only by closing.
     #[error("the client asked by NBD_OPT_EXPORT_NAME for a name that is too long or not UTF-8")]
     ExportName,
+    /// NBD_OPT_EXPORT_NAME while the server stops can be refused only by closing.
+    #[error("the client asked by NBD_OPT_EXPORT_NAME for an export of a server that stops")]
+    Stopping,
+    /// After NBD_OPT_EXTENDED_HEADERS a client must use NBD_OPT_GO.
+    #[error("the client used NBD_OPT_EXPORT_NAME after it had agreed on extended headers")]
+    ExportNameExtended,
+    /// NBD_OPT_EXPORT_NAME in the clear, where TLS is required, can be refused only by closing.
+    #[error("the client asked for an export by NBD_OPT_EXPORT_NAME without TLS, which is required")]
+    TlsRequired,
+    /// Something came in the clear behind NBD_OPT_STARTTLS, before it was answered. It may be somebody else's, put in on the
+    /// way: nothing of it may be taken for the client's word.
+    #[error("the client sent more behind NBD_OPT_STARTTLS before TLS had started")]
+    BytesBehindStartTls,
 }
 
 /// What the driver does next.
@@ -34,10 +56,12 @@ pub enum Step {
     NeedMore,
     /// Call [`Negotiation::answer_list`].
     List,
-    /// Describe the export of this name and call [`Negotiation::answer_info`].
+    /// Describe the export of this name, without attaching, and call [`Negotiation::answer_info`].
     Info(String),
     /// Attach to the export of this name and call [`Negotiation::answer_attach`].
     Attach(String),
+    /// Send what stands in the output, do the TLS handshake, and go on over TLS.
+    StartTls,
     /// Send what stands in the output and close: the client has said goodbye.
     Abort,
 }
@@ -62,10 +86,21 @@ enum Question {
     /// INFO or GO.
     Describe {
         option: u32,
-        name: String,
-        wanted: Vec<u16>,
+        data: InfoData,
     },
-    ExportName,
+    /// LIST_META_CONTEXT or SET_META_CONTEXT.
+    Contexts {
+        option: u32,
+        data: ContextData,
+    },
+    ExportName(String),
+}
+
+/// The last SET_META_CONTEXT: it counts for the export that it named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Selection {
+    export: String,
+    contexts: Contexts,
 }
 
 /// The state of one handshake.
@@ -73,12 +108,17 @@ enum Question {
 pub struct Negotiation {
     state: State,
     no_zeroes: bool,
-    structured: bool,
+    headers: Headers,
+    selection: Option<Selection>,
+    stopping: bool,
+    /// Settled by the attachment.
+    agreed: Agreed,
+    tls: StartTls,
 }
 
 impl Negotiation {
     /// Starts a handshake: the greeting is appended to `out`.
-    pub fn start(out: &mut Vec<u8>) -> Self {
+    pub fn start(tls: StartTls, out: &mut Vec<u8>) -> Self {
         out.extend_from_slice(&protocol::NBD_MAGIC.to_be_bytes());
         out.extend_from_slice(&protocol::OPTION_MAGIC.to_be_bytes());
         let flags = protocol::FIXED_NEWSTYLE | protocol::NO_ZEROES;
@@ -86,13 +126,33 @@ impl Negotiation {
         Self {
             state: State::ClientFlags,
             no_zeroes: false,
-            structured: false,
+            headers: Headers::default(),
+            selection: None,
+            stopping: false,
+            agreed: Agreed::default(),
+            tls,
         }
     }
 
-    /// True when the client asked for structured replies.
-    pub fn structured(&self) -> bool {
-        self.structured
+    /// The server stops: from now on every option but NBD_OPT_ABORT is refused with NBD_REP_ERR_SHUTDOWN ("Termination of the session
+    /// during option haggling").
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// What holds for the transmission, after an attachment.
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
+    /// What would hold for the transmission with the export of this name.
+    fn agreed_for(&self, export: &str) -> Agreed {
+        let selection = self.selection.as_ref();
+        let selection = selection.filter(|selection| selection.export == export);
+        Agreed {
+            headers: self.headers,
+            contexts: selection.map_or_else(Contexts::default, |selection| selection.contexts),
+        }
     }
 
     /// Takes bytes off the front of `input` until something has to be done. What is left in `input` stays for the next call; after an
@@ -154,6 +214,9 @@ impl Negotiation {
                     };
                     *input = reader.0;
                     if let Some(step) = self.option(option, data, out)? {
+                        if step == Step::StartTls && !input.is_empty() {
+                            return Err(NegotiationError::BytesBehindStartTls);
+                        }
                         return Ok(step);
                     }
                 }
@@ -179,10 +242,30 @@ impl Negotiation {
         data: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Option<Step>, NegotiationError> {
+        if self.stopping && option != option::ABORT {
+            if option == option::EXPORT_NAME {
+                return Err(NegotiationError::Stopping);
+            }
+            let refused = OpenRefused::Shutdown;
+            put_refusal(out, option, &refused);
+            return Ok(None);
+        }
+        if self.tls == StartTls::Required && !matches!(option, option::STARTTLS | option::ABORT) {
+            if option == option::EXPORT_NAME {
+                return Err(NegotiationError::TlsRequired);
+            }
+            let message = "this server requires TLS; start it with NBD_OPT_STARTTLS";
+            put_error(out, option, reply::ERR_TLS_REQD, message);
+            return Ok(None);
+        }
         match option {
+            option::STARTTLS => Ok(self.start_tls(data, out)),
             option::EXPORT_NAME => {
-                let name = parse_name(data).ok_or(NegotiationError::ExportName)?;
-                self.state = State::Answer(Question::ExportName);
+                if self.headers == Headers::Extended {
+                    return Err(NegotiationError::ExportNameExtended);
+                }
+                let name = options::name(data).ok_or(NegotiationError::ExportName)?;
+                self.state = State::Answer(Question::ExportName(name.clone()));
                 Ok(Some(Step::Attach(name)))
             }
             option::ABORT => {
@@ -194,32 +277,17 @@ impl Negotiation {
                 self.state = State::Answer(Question::List);
                 Ok(Some(Step::List))
             }
-            option::STRUCTURED_REPLY if data.is_empty() => {
-                self.structured = true;
-                put_reply(out, option, reply::ACK, &[]);
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if data.is_empty() => {
+                self.headers(option, out);
                 Ok(None)
             }
-            option::LIST | option::STRUCTURED_REPLY => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
                 put_error(out, option, reply::ERR_INVALID, "this option has no data");
                 Ok(None)
             }
-            option::INFO | option::GO => {
-                let Some((name, wanted)) = parse_info(data) else {
-                    let message = "the data is not a name of at most 4096 bytes of UTF-8 and a list of information types";
-                    put_error(out, option, reply::ERR_INVALID, message);
-                    return Ok(None);
-                };
-                let step = if option == option::GO {
-                    Step::Attach(name.clone())
-                } else {
-                    Step::Info(name.clone())
-                };
-                self.state = State::Answer(Question::Describe {
-                    option,
-                    name,
-                    wanted,
-                });
-                Ok(Some(step))
+            option::INFO | option::GO => Ok(self.describe(option, data, out)),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                Ok(self.contexts(option, data, out))
             }
             _ => {
                 put_error(
@@ -233,33 +301,92 @@ impl Negotiation {
         }
     }
 
+    /// STRUCTURED_REPLY or EXTENDED_HEADERS; the second "takes precedence" and has no way back.
+    fn headers(&mut self, option: u32, out: &mut Vec<u8>) {
+        if option == option::EXTENDED_HEADERS {
+            self.headers = Headers::Extended;
+        } else if self.headers == Headers::Extended {
+            let message = "extended headers are agreed on already";
+            put_error(out, option, reply::ERR_EXT_HEADER_REQD, message);
+            return;
+        } else {
+            self.headers = Headers::Structured;
+        }
+        put_reply(out, option, reply::ACK, &[]);
+    }
+
+    fn describe(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Option<Step> {
+        let Some(data) = options::info(data) else {
+            let message = "the data is not a name of at most 4096 bytes of UTF-8 and a list of information types";
+            put_error(out, option, reply::ERR_INVALID, message);
+            return None;
+        };
+        let name = data.name.clone();
+        self.state = State::Answer(Question::Describe { option, data });
+        Some(if option == option::GO {
+            Step::Attach(name)
+        } else {
+            Step::Info(name)
+        })
+    }
+
+    fn contexts(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Option<Step> {
+        if option == option::SET_META_CONTEXT {
+            // "replaces all previously-set metadata contexts (including when this command fails)"
+            self.selection = None;
+        }
+        if !self.headers.chunked() {
+            let message = "metadata contexts need structured replies or extended headers first";
+            put_error(out, option, reply::ERR_INVALID, message);
+            return None;
+        }
+        let Some(data) = options::contexts(data) else {
+            let message =
+                "the data is not a name and a list of queries, each of at most 4096 bytes of UTF-8";
+            put_error(out, option, reply::ERR_INVALID, message);
+            return None;
+        };
+        let name = data.name.clone();
+        self.state = State::Answer(Question::Contexts { option, data });
+        Some(Step::Info(name))
+    }
+
     /// Answers [`Step::List`].
     pub fn answer_list(&mut self, exports: &[ExportListing], out: &mut Vec<u8>) {
-        if self.state != State::Answer(Question::List) {
-            return;
+        if self.state == State::Answer(Question::List) {
+            put_list(out, exports);
+            self.state = State::Option;
         }
-        for export in exports {
-            let name = cut_string(&export.name);
-            let mut data = Vec::with_capacity(4 + name.len() + export.description.len());
-            data.extend_from_slice(&length_u32(name.len()).to_be_bytes());
-            data.extend_from_slice(name.as_bytes());
-            data.extend_from_slice(cut_string(&export.description).as_bytes());
-            put_reply(out, option::LIST, reply::SERVER, &data);
-        }
-        put_reply(out, option::LIST, reply::ACK, &[]);
-        self.state = State::Option;
     }
 
     /// Answers [`Step::Info`]; the handshake goes on.
     pub fn answer_info(&mut self, export: Result<&ExportInfo, &OpenRefused>, out: &mut Vec<u8>) {
-        if let State::Answer(Question::Describe {
-            option,
-            name,
-            wanted,
-        }) = &self.state
-        {
-            put_description(out, *option, name, wanted, export, self.structured);
-            self.state = State::Option;
+        match (std::mem::replace(&mut self.state, State::Option), export) {
+            (State::Answer(Question::Describe { option, data }), Ok(info)) => {
+                let agreed = self.agreed_for(&data.name);
+                put_description(out, option, &data.name, &data.wanted, info, &agreed);
+            }
+            (State::Answer(Question::Contexts { option, data }), Ok(_)) => {
+                let contexts = if option == option::SET_META_CONTEXT {
+                    let contexts = contexts::selected(&data.queries);
+                    self.selection = Some(Selection {
+                        export: data.name,
+                        contexts,
+                    });
+                    contexts
+                } else {
+                    contexts::listed(&data.queries)
+                };
+                put_contexts(out, option, contexts);
+            }
+            (
+                State::Answer(
+                    Question::Describe { option, .. } | Question::Contexts { option, .. },
+                ),
+                Err(refused),
+            ) => put_refusal(out, option, refused),
+            // Not what was asked.
+            (state, _) => self.state = state,
         }
     }
 
@@ -271,36 +398,34 @@ impl Negotiation {
         export: Result<&ExportInfo, &OpenRefused>,
         out: &mut Vec<u8>,
     ) -> bool {
-        match (&self.state, export) {
-            (
-                State::Answer(Question::Describe {
-                    option,
-                    name,
-                    wanted,
-                }),
-                export,
-            ) => {
-                put_description(out, *option, name, wanted, export, self.structured);
-                self.state = if export.is_ok() {
-                    State::Ended
-                } else {
-                    State::Option
-                };
+        match (std::mem::replace(&mut self.state, State::Ended), export) {
+            (State::Answer(Question::Describe { option, data }), Ok(info)) => {
+                self.agreed = self.agreed_for(&data.name);
+                put_description(out, option, &data.name, &data.wanted, info, &self.agreed);
+                true
             }
-            (State::Answer(Question::ExportName), export) => {
-                if let Ok(info) = export {
-                    out.extend_from_slice(&info.size.to_be_bytes());
-                    let flags = protocol::transmission_flags(info, self.structured);
-                    out.extend_from_slice(&flags.to_be_bytes());
-                    if !self.no_zeroes {
-                        out.extend_from_slice(&[0; protocol::EXPORT_NAME_PADDING]);
-                    }
+            (State::Answer(Question::Describe { option, .. }), Err(refused)) => {
+                put_refusal(out, option, refused);
+                self.state = State::Option;
+                false
+            }
+            (State::Answer(Question::ExportName(name)), Ok(info)) => {
+                self.agreed = self.agreed_for(&name);
+                out.extend_from_slice(&info.size.to_be_bytes());
+                let flags = protocol::transmission_flags(info, &self.agreed);
+                out.extend_from_slice(&flags.to_be_bytes());
+                if !self.no_zeroes {
+                    out.extend_from_slice(&[0; protocol::EXPORT_NAME_PADDING]);
                 }
-                self.state = State::Ended;
+                true
             }
-            _ => return false,
+            (State::Answer(Question::ExportName(_)), Err(_)) => false,
+            // Not what was asked.
+            (state, _) => {
+                self.state = state;
+                false
+            }
         }
-        export.is_ok()
     }
 
     /// True when no further option is taken.
@@ -309,105 +434,8 @@ impl Negotiation {
     }
 }
 
-fn parse_name(data: &[u8]) -> Option<String> {
-    if data.len() > protocol::MAX_STRING {
-        return None;
-    }
-    std::str::from_utf8(data).ok().map(str::to_owned)
-}
-
-/// "NBD_OPT_INFO and NBD_OPT_GO": length and bytes of the name, count and list of the information types.
-fn parse_info(data: &[u8]) -> Option<(String, Vec<u16>)> {
-    let mut reader = WireReader(data);
-    let length = reader.u32()?;
-    let name = parse_name(reader.bytes(length as usize)?)?;
-    let count = reader.u16()?;
-    if reader.0.len() != usize::from(count) * 2 {
-        return None;
-    }
-    let wanted = std::iter::from_fn(|| reader.u16()).collect();
-    Some((name, wanted))
-}
-
-fn put_description(
-    out: &mut Vec<u8>,
-    option: u32,
-    name: &str,
-    wanted: &[u16],
-    export: Result<&ExportInfo, &OpenRefused>,
-    structured: bool,
-) {
-    let export = match export {
-        Ok(export) => export,
-        Err(refused) => {
-            let kind = match refused {
-                OpenRefused::Unknown(_) => reply::ERR_UNKNOWN,
-                OpenRefused::Policy(_) => reply::ERR_POLICY,
-                OpenRefused::Shutdown => reply::ERR_SHUTDOWN,
-            };
-            put_error(out, option, kind, &refused.to_string());
-            return;
-        }
-    };
-    let mut data = Vec::with_capacity(14);
-    data.extend_from_slice(&info::EXPORT.to_be_bytes());
-    data.extend_from_slice(&export.size.to_be_bytes());
-    data.extend_from_slice(&protocol::transmission_flags(export, structured).to_be_bytes());
-    put_reply(out, option, reply::INFO, &data);
-
-    // "The server MAY ignore [..] and MAY send [..] not requested": the block sizes cost little and clients without them guess.
-    data.clear();
-    data.extend_from_slice(&info::BLOCK_SIZE.to_be_bytes());
-    for size in [
-        protocol::MIN_BLOCK,
-        protocol::PREFERRED_BLOCK,
-        protocol::MAX_PAYLOAD,
-    ] {
-        data.extend_from_slice(&size.to_be_bytes());
-    }
-    put_reply(out, option, reply::INFO, &data);
-
-    for (kind, text) in [
-        (info::NAME, name),
-        (info::DESCRIPTION, export.description.as_str()),
-    ] {
-        if wanted.contains(&kind) {
-            data.clear();
-            data.extend_from_slice(&kind.to_be_bytes());
-            data.extend_from_slice(cut_string(text).as_bytes());
-            put_reply(out, option, reply::INFO, &data);
-        }
-    }
-    put_reply(out, option, reply::ACK, &[]);
-}
-
-fn put_error(out: &mut Vec<u8>, option: u32, kind: u32, message: &str) {
-    put_reply(out, option, kind, cut_string(message).as_bytes());
-}
-
-fn put_reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
-    out.reserve(protocol::OPTION_REPLY_HEADER_LEN + data.len());
-    out.extend_from_slice(&protocol::OPTION_REPLY_MAGIC.to_be_bytes());
-    out.extend_from_slice(&option.to_be_bytes());
-    out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&length_u32(data.len()).to_be_bytes());
-    out.extend_from_slice(data);
-}
-
-/// Lengths here come from strings of at most [`protocol::MAX_STRING`] bytes.
-fn length_u32(length: usize) -> u32 {
-    u32::try_from(length).unwrap_or(u32::MAX)
-}
-
-/// Cuts a string to what the protocol allows, at the border of a character.
-fn cut_string(text: &str) -> &str {
-    let mut end = text.len().min(protocol::MAX_STRING);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
-}
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
-#[path = "negotiation_tests.rs"]
-mod tests;
+mod starttls_tests;

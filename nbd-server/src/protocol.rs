@@ -1,6 +1,7 @@
 //! The numbers and fixed layouts of the NBD wire, each with the section of the NBD protocol document (proto.md) that sets it.
 //! Values and byte order only: no state, no I/O. All integers are big-endian.
 
+use crate::agreed::{Agreed, Headers};
 use crate::export::{ExportInfo, IoError};
 
 /// "NBDMAGIC", first in the greeting ("Newstyle negotiation").
@@ -11,10 +12,14 @@ pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// First in every request ("Request message").
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// First in an extended request ("Request message" of the extension EXTENDED_HEADERS).
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// First in a simple reply ("Simple reply message").
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// First in a chunk of a structured reply ("Structured reply chunk message").
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// First in a chunk of an extended reply ("Extended reply chunk message" of the extension EXTENDED_HEADERS).
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Bytes of the greeting: two magics and the handshake flags.
 pub const GREETING_LEN: usize = 18;
@@ -24,10 +29,14 @@ pub const OPTION_HEADER_LEN: usize = 16;
 pub const OPTION_REPLY_HEADER_LEN: usize = 20;
 /// Bytes of a request without its payload: magic, flags, type, cookie, offset, length.
 pub const REQUEST_LEN: usize = 28;
+/// Bytes of an extended request without its payload: as above, with a length of 64 bits.
+pub const EXTENDED_REQUEST_LEN: usize = 32;
 /// Bytes of a simple reply without data: magic, error, cookie.
 pub const SIMPLE_REPLY_LEN: usize = 16;
 /// Bytes before a chunk's payload: magic, flags, type, cookie, length.
 pub const CHUNK_HEADER_LEN: usize = 20;
+/// Bytes before the payload of a chunk of an extended reply: magic, flags, type, cookie, offset, length.
+pub const EXTENDED_CHUNK_HEADER_LEN: usize = 32;
 /// Bytes of the offset that opens the payload of a data chunk.
 pub const CHUNK_OFFSET_LEN: usize = 8;
 
@@ -36,10 +45,9 @@ pub const MAX_STRING: usize = 4096;
 /// The largest READ or WRITE that is served, as advertised ("Size constraints"): 32 MiB is what clients assume without
 /// an advertisement, and it bounds what one request makes the server hold.
 pub const MAX_PAYLOAD: u32 = 32 << 20;
-/// Any alignment is served ("Size constraints").
-pub const MIN_BLOCK: u32 = 1;
-/// Requests aligned to a memory page are cheapest ("Size constraints").
-pub const PREFERRED_BLOCK: u32 = 4096;
+/// Extents in one chunk of a BLOCK_STATUS reply. The document allows 2^20; this bounds what one request makes the server hold
+/// and look up ("NBD_REPLY_TYPE_BLOCK_STATUS").
+pub const MAX_STATUS_EXTENTS: usize = 8192;
 /// Zeros after the export's data for clients without [`C_NO_ZEROES`] ("NBD_OPT_EXPORT_NAME").
 pub const EXPORT_NAME_PADDING: usize = 124;
 
@@ -60,12 +68,20 @@ pub mod option {
     pub const ABORT: u32 = 2;
     /// List the exports.
     pub const LIST: u32 = 3;
+    /// Begin TLS.
+    pub const STARTTLS: u32 = 5;
     /// Describe an export.
     pub const INFO: u32 = 6;
     /// Describe an export and attach to it.
     pub const GO: u32 = 7;
     /// Answer reads in structured replies.
     pub const STRUCTURED_REPLY: u32 = 8;
+    /// List the metadata contexts of an export.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Select metadata contexts of an export.
+    pub const SET_META_CONTEXT: u32 = 10;
+    /// Use extended requests and replies.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Option reply types ("Option reply types").
@@ -76,18 +92,24 @@ pub mod reply {
     pub const SERVER: u32 = 2;
     /// One piece of information on an export.
     pub const INFO: u32 = 3;
+    /// One metadata context.
+    pub const META_CONTEXT: u32 = 4;
     /// The option is not known.
     pub const ERR_UNSUP: u32 = (1 << 31) | 1;
     /// Not allowed here and now.
     pub const ERR_POLICY: u32 = (1 << 31) | 2;
     /// The option's data is malformed.
     pub const ERR_INVALID: u32 = (1 << 31) | 3;
+    /// TLS has to be started before.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) | 5;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = (1 << 31) | 6;
     /// The server stops.
     pub const ERR_SHUTDOWN: u32 = (1 << 31) | 7;
     /// The option's data is too long.
     pub const ERR_TOO_BIG: u32 = (1 << 31) | 9;
+    /// Extended headers are agreed on, and there is no way back.
+    pub const ERR_EXT_HEADER_REQD: u32 = (1 << 31) | 10;
 }
 
 /// Information types in NBD_REP_INFO ("NBD_REP_INFO").
@@ -122,15 +144,21 @@ pub mod transmission_flag {
     pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see one cache.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// NBD_CMD_RESIZE works (extension RESIZE).
+    pub const SEND_RESIZE: u16 = 1 << 9;
+    /// NBD_CMD_CACHE works.
+    pub const SEND_CACHE: u16 = 1 << 10;
     /// NBD_CMD_FLAG_FAST_ZERO works.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// NBD_CMD_BLOCK_STATUS takes a payload that names contexts (extension EXTENDED_HEADERS).
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Request types ("Request types").
 pub mod command {
     /// Read.
     pub const READ: u16 = 0;
-    /// Write; the only request with a payload.
+    /// Write; among compact requests the only one with a payload.
     pub const WRITE: u16 = 1;
     /// Disconnect; there is no reply.
     pub const DISC: u16 = 2;
@@ -138,8 +166,14 @@ pub mod command {
     pub const FLUSH: u16 = 3;
     /// The content is no longer needed.
     pub const TRIM: u16 = 4;
+    /// The content will be needed soon.
+    pub const CACHE: u16 = 5;
     /// Write zeros.
     pub const WRITE_ZEROES: u16 = 6;
+    /// Describe a range in the terms of the selected metadata contexts.
+    pub const BLOCK_STATUS: u16 = 7;
+    /// Change the size of the disk (extension RESIZE).
+    pub const RESIZE: u16 = 8;
 }
 
 /// Command flags ("Command flags").
@@ -150,8 +184,12 @@ pub mod command_flag {
     pub const NO_HOLE: u16 = 1 << 1;
     /// READ must be answered in one chunk.
     pub const DF: u16 = 1 << 2;
+    /// BLOCK_STATUS must be answered with one extent per context.
+    pub const REQ_ONE: u16 = 1 << 3;
     /// WRITE_ZEROES must fail rather than be slow.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload behind the request (extension EXTENDED_HEADERS).
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Structured reply flag: the last chunk ("Structured reply flags").
@@ -163,9 +201,28 @@ pub mod chunk {
     pub const NONE: u16 = 0;
     /// Data that was read.
     pub const OFFSET_DATA: u16 = 1;
+    /// A range that reads as zeros.
+    pub const OFFSET_HOLE: u16 = 2;
+    /// Extents of one metadata context.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// The same in 64 bits, with extended headers.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// The request failed.
     pub const ERROR: u16 = (1 << 15) | 1;
+    /// The request failed at one place.
+    pub const ERROR_OFFSET: u16 = (1 << 15) | 2;
 }
+
+/// Status flags of `base:allocation` ("`base:allocation` metadata context").
+pub mod state {
+    /// Nothing is allocated.
+    pub const HOLE: u32 = 1 << 0;
+    /// It reads as zeros.
+    pub const ZERO: u32 = 1 << 1;
+}
+
+/// Status flag of `epochgate:held`: held in an epoch, not yet in the image.
+pub const STATE_HELD: u32 = 1 << 0;
 
 /// The number that carries `error` on the wire ("Error values").
 pub fn error_number(error: IoError) -> u32 {
@@ -181,9 +238,9 @@ pub fn error_number(error: IoError) -> u32 {
     }
 }
 
-/// The transmission flags of an export. `structured`: structured replies were negotiated ("NBD_FLAG_SEND_DF: [..] MUST be set to 0 if
-/// structured replies have not been negotiated").
-pub fn transmission_flags(info: &ExportInfo, structured: bool) -> u16 {
+/// The transmission flags of an export. What depends on the form of replies is offered only where that was agreed on ("NBD_FLAG_SEND_DF",
+/// "NBD_FLAG_BLOCK_STATUS_PAYLOAD").
+pub fn transmission_flags(info: &ExportInfo, agreed: &Agreed) -> u16 {
     use transmission_flag as flag;
     let writable = !info.read_only;
     [
@@ -194,11 +251,17 @@ pub fn transmission_flags(info: &ExportInfo, structured: bool) -> u16 {
         (info.rotational, flag::ROTATIONAL),
         (writable && info.can_trim, flag::SEND_TRIM),
         (writable && info.can_zeroes, flag::SEND_WRITE_ZEROES),
-        (structured, flag::SEND_DF),
+        (agreed.headers.chunked(), flag::SEND_DF),
         (info.multi_conn, flag::CAN_MULTI_CONN),
+        (writable && info.can_resize, flag::SEND_RESIZE),
+        (info.can_cache, flag::SEND_CACHE),
         (
             writable && info.can_zeroes && info.can_fast_zero,
             flag::SEND_FAST_ZERO,
+        ),
+        (
+            agreed.headers == Headers::Extended && !agreed.contexts.is_empty(),
+            flag::BLOCK_STATUS_PAYLOAD,
         ),
     ]
     .iter()
@@ -250,13 +313,14 @@ mod tests {
             read_only: true,
             ..ExportInfo::full(1)
         };
-        let flags = transmission_flags(&info, false);
+        let flags = transmission_flags(&info, &Agreed::default());
         assert_eq!(
             flags,
             transmission_flag::HAS_FLAGS
                 | transmission_flag::READ_ONLY
                 | transmission_flag::SEND_FLUSH
                 | transmission_flag::CAN_MULTI_CONN
+                | transmission_flag::SEND_CACHE
         );
     }
 

@@ -1,31 +1,39 @@
 //! Listens, gives every connection a thread, bounds their number, and stops them all. What is said on a connection is the
 //! matter of [`crate::connection`].
 
+mod activation;
 mod address;
+mod connections;
 mod listener;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+pub use activation::inherited_sockets;
+pub(crate) use address::is_exposed;
 pub use address::{BoundAddress, ListenAddress, ParseAddressError};
 pub use listener::ListenError;
 pub(crate) use listener::{SocketFile, bind_for_owner};
 
-use crate::connection::{self, Context, Socket, Workers};
+use crate::access::{Client, Peer};
+use crate::connection::{self, Context, PollSlots, Pool, Socket, Workers};
 use crate::export::ExportDirectory;
 use crate::limits::Limits;
+use crate::policy::Policy;
+use connections::Connections;
 use listener::Listener;
 
 /// After a failed accept (no file descriptors are left, say) the listener waits this long, rather than spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// While the server stops it looks this often which connections have nothing under way any more.
+const STOP_STEP: Duration = Duration::from_millis(5);
 /// Stack of a connection's thread; buffers live on the heap.
 const CONNECTION_STACK: usize = 512 << 10;
 
@@ -41,35 +49,34 @@ struct Listening {
     thread: JoinHandle<()>,
 }
 
-/// The connections that are open.
-#[derive(Default)]
-struct Connections {
-    open: Mutex<Open>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct Open {
-    next: u64,
-    sockets: HashMap<u64, Weak<Socket>>,
-}
-
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("limits", &self.context.limits)
-            .field("connections", &self.connections.lock().sockets.len())
+            .field("connections", &self.connections.count())
             .finish_non_exhaustive()
     }
 }
 
 impl Server {
-    /// A server that does not listen yet.
+    /// A server that does not listen yet, and lets everybody do everything.
     pub fn new(directory: Arc<dyn ExportDirectory>, limits: Limits) -> Self {
+        Self::with_policy(directory, limits, Policy::default())
+    }
+
+    /// A server that does not listen yet.
+    pub fn with_policy(
+        directory: Arc<dyn ExportDirectory>,
+        limits: Limits,
+        policy: Policy,
+    ) -> Self {
         let context = Context {
             directory,
             workers: Workers::new(limits.max_workers),
+            poll_slots: PollSlots::for_this_machine(),
+            pool: Pool::new(limits.max_in_flight_bytes_in_all),
             limits: Arc::new(limits),
+            policy: Arc::new(RwLock::new(Arc::new(policy))),
             stopping: Arc::new(AtomicBool::new(false)),
         };
         Self {
@@ -106,13 +113,30 @@ impl Server {
         Ok(bound)
     }
 
-    /// Connections that are open now.
-    pub fn connections(&self) -> usize {
-        self.connections.lock().sockets.len()
+    /// Replaces the policy for connections that come from now on. Those that are open keep the one that they began with.
+    /// Returns the one that it was.
+    pub fn set_policy(&self, policy: Arc<Policy>) -> Arc<Policy> {
+        let mut current = self
+            .context
+            .policy
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, policy)
     }
 
-    /// Stops: no further connections or requests are taken, requests under way are answered, and every connection is closed. What takes
-    /// longer than [`Limits::shutdown_grace`] is cut. Socket files are removed. To call it again does nothing.
+    /// Counts the open connections, also while the server is not at hand.
+    pub(crate) fn connection_counter(&self) -> impl Fn() -> usize + Send + Sync + use<> {
+        let connections = Arc::clone(&self.connections);
+        move || connections.count()
+    }
+
+    /// Connections that are open now.
+    pub fn connections(&self) -> usize {
+        self.connections.count()
+    }
+
+    /// Stops: no further connections are taken, requests under way are answered, those that come meanwhile are refused, and every connection
+    /// is closed when nothing is under way on it. What takes longer than [`Limits::shutdown_grace`] is cut. Socket files are removed. To call it again does nothing.
     pub fn shutdown(&self) {
         self.context.stopping.store(true, Ordering::Release);
         let listeners: Vec<Listening> = self
@@ -127,69 +151,31 @@ impl Server {
             // A panic of the listener has been reported on its own thread.
             let _ = listening.thread.join();
         }
-        self.connections.each(Socket::stop_receiving);
-        let grace = self.context.limits.shutdown_grace;
-        if !self.connections.wait_until_none(grace) {
-            tracing::warn!("requests are still under way; their connections are cut");
-            self.connections.each(Socket::cut);
-            // A request that storage never answers must not hold up the end of the process.
-            self.connections.wait_until_none(grace);
+        let (grace, linger) = (
+            self.context.limits.shutdown_grace,
+            self.context.limits.shutdown_linger,
+        );
+        let start = Instant::now();
+        while start.elapsed() < grace {
+            self.connections.each(|socket, standing| {
+                if standing.may_end(start.elapsed(), linger) {
+                    socket.stop_receiving();
+                }
+            });
+            if self.connections.wait_until_none(STOP_STEP) {
+                return;
+            }
         }
+        tracing::warn!("requests are still under way; their connections are cut");
+        self.connections.each(|socket, _| socket.cut());
+        // A request that storage never answers must not hold up the end of the process.
+        self.connections.wait_until_none(grace);
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.shutdown();
-    }
-}
-
-impl Connections {
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Registers a connection, unless there are `max` already.
-    fn enter(self: &Arc<Self>, socket: &Arc<Socket>, max: usize) -> Option<Entered> {
-        let mut open = self.lock();
-        if open.sockets.len() >= max {
-            return None;
-        }
-        let id = open.next;
-        open.next += 1;
-        open.sockets.insert(id, Arc::downgrade(socket));
-        Some(Entered {
-            connections: Arc::clone(self),
-            id,
-        })
-    }
-
-    fn each(&self, act: impl Fn(&Socket)) {
-        for socket in self.lock().sockets.values().filter_map(Weak::upgrade) {
-            act(&socket);
-        }
-    }
-
-    fn wait_until_none(&self, limit: Duration) -> bool {
-        let open = self.lock();
-        let (open, _) = self
-            .ended
-            .wait_timeout_while(open, limit, |open| !open.sockets.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
-        open.sockets.is_empty()
-    }
-}
-
-/// A connection's place among those that are open; dropped when its thread ends, however it ends.
-struct Entered {
-    connections: Arc<Connections>,
-    id: u64,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.connections.lock().sockets.remove(&self.id);
-        self.connections.ended.notify_all();
     }
 }
 
@@ -212,7 +198,7 @@ fn accept(listener: &Listener, stop: &OwnedFd, context: &Context, connections: &
             return;
         }
         match listener.accept() {
-            Ok((fd, peer)) => start(fd, peer, context, connections),
+            Ok((fd, peer, name)) => start(fd, peer, name, context, connections),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(address = %listener.address(), %error, "cannot accept a connection");
@@ -227,10 +213,14 @@ fn accept(listener: &Listener, stop: &OwnedFd, context: &Context, connections: &
     }
 }
 
-fn start(fd: OwnedFd, peer: String, context: &Context, connections: &Arc<Connections>) {
+fn start(fd: OwnedFd, peer: Peer, name: String, context: &Context, connections: &Arc<Connections>) {
     let socket = Arc::new(Socket::new(fd));
-    let Some(entered) = connections.enter(&socket, context.limits.max_connections) else {
-        tracing::warn!(%peer, limit = context.limits.max_connections, "too many connections; one is refused");
+    let Some(entered) = connections.enter(&socket, &context.limits) else {
+        tracing::warn!(
+            peer = name,
+            limit = context.limits.max_connections,
+            "too many connections; one is refused"
+        );
         return;
     };
     let context = context.clone();
@@ -238,12 +228,13 @@ fn start(fd: OwnedFd, peer: String, context: &Context, connections: &Arc<Connect
         .name("nbd-connection".into())
         .stack_size(CONNECTION_STACK)
         .spawn(move || {
-            let _entered = entered;
-            match connection::serve(socket, &context) {
-                Ok(()) => tracing::debug!(%peer, "a connection has ended"),
+            let admit =
+                |client: &Client| entered.admit(client, context.limits.max_connections_per_client);
+            match connection::serve(socket, peer, &context, &entered.standing, &admit) {
+                Ok(()) => tracing::debug!(peer = name, "a connection has ended"),
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::info!(%peer, %error, cause, "a connection has failed");
+                    tracing::info!(peer = name, %error, cause, "a connection has failed");
                 }
             }
         });

@@ -119,6 +119,12 @@ async fn a_vm_lives_through_its_gateway() {
     running.qemu_io_ok(source, &["write -P 1 0 64k", "flush", "read -P 1 0 64k"]);
     let first = client.seal("vm", generation).await.unwrap();
     assert!(first.empty_first);
+    let log = epoch_log::inspect::inspect(&running.site.config.log).unwrap();
+    assert_eq!(
+        log.state.mode,
+        epoch_log::Mode::Async { holder: None },
+        "recorded before it is answered"
+    );
     assert_eq!(
         client
             .commit("vm", generation, first.epoch, "standby-1")

@@ -10,6 +10,7 @@ mod group_common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use epoch_log::Mode;
 use group_common::{
     BLOCK, SIZE, Site, attach, attach_source, checkpoint, commit, try_attach, until,
 };
@@ -131,6 +132,23 @@ fn concurrent_clients_never_lose_a_flush() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_first_epoch_is_named_to_nobody_before_a_restart_would_remember_it() {
+    for _ in 0..20 {
+        let site = Site::new(GroupMode::Sync, &["root"]);
+        let group = site.open();
+        let generation = attach_source(&group, "a");
+        let first = group.seal(generation).unwrap();
+        let log = epoch_log::inspect::inspect(&site.config.log).unwrap();
+        assert_eq!(log.state.mode, Mode::Async { holder: None });
+        drop(group);
+        let group = site.open();
+        let late = commit(&group, generation, first.epoch, "b");
+        let fenced = matches!(late, Err(GroupError::Refused(Refusal::Fenced { .. })));
+        assert!(fenced, "{late:?}");
     }
 }
 
@@ -329,8 +347,8 @@ fn memory_is_bounded_and_relief_lets_a_stopping_guest_drain() {
         written += 1;
     }
     assert!(
-        (200..=256).contains(&written),
-        "{written} blocks of 4 KiB fit into 1 MiB"
+        (128..=256).contains(&written),
+        "{written} blocks of 4 KiB fit into 1 MiB, in slabs"
     );
     let event = events.blocking_recv().unwrap();
     assert!(

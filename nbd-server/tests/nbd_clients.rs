@@ -31,14 +31,16 @@ fn disk(read_only: bool) -> Disk {
     }
 }
 
-fn both_transports(disk: &Disk) -> [BoundAddress; 2] {
-    [disk.served.unix.clone(), disk.served.tcp()]
+/// A unix socket, TCP over IPv4, TCP over IPv6.
+fn transports(disk: &Disk) -> [BoundAddress; 3] {
+    let served = &disk.served;
+    [served.unix.clone(), served.tcp(), served.tcp6()]
 }
 
 #[test]
 fn nbdinfo_sees_what_is_offered() {
     let disk = disk(false);
-    for address in both_transports(&disk) {
+    for address in transports(&disk) {
         let text = run_well("nbdinfo", &["--json", &address.uri("disk")]);
         let info: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(info["protocol"], "newstyle-fixed");
@@ -77,7 +79,7 @@ fn nbdinfo_sees_what_is_offered() {
 fn nbdcopy_brings_back_what_it_took() {
     let disk = disk(false);
     let (input, output) = (disk.served.path("in"), disk.served.path("out"));
-    for (seed, address) in both_transports(&disk).iter().enumerate() {
+    for (seed, address) in transports(&disk).iter().enumerate() {
         let mut content = pattern(usize::try_from(SIZE).unwrap(), 77 + seed as u64);
         content[10 << 20..20 << 20].fill(0);
         fs::write(&input, &content).unwrap();
@@ -111,7 +113,7 @@ fn qemu_img_converts_and_compares() {
     content[1 << 20..40 << 20].fill(0);
     fs::write(&source, &content).unwrap();
     let source = source.to_str().unwrap();
-    for address in both_transports(&disk) {
+    for address in transports(&disk) {
         let uri = address.uri("disk");
         run_well(
             "qemu-img",
@@ -186,7 +188,7 @@ fn qemu_io_writes_zeroes_discards_and_flushes_at_any_alignment() {
 #[test]
 fn fio_finds_every_block_as_it_wrote_it() {
     let disk = disk(false);
-    for address in both_transports(&disk) {
+    for address in transports(&disk) {
         let uri = format!("--uri={}", address.uri("disk"));
         run_well(
             "fio",

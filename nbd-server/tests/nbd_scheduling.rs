@@ -4,14 +4,15 @@
 mod nbd_common;
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nbd_common::{DISC, FLUSH, READ, Served, WRITE, at_end};
+use nbd_common::{Client, DISC, FLUSH, READ, Served, WRITE, at_end, go_data, option, option_reply};
 use nbd_server::export::{Export, ExportInfo, IoError};
 use nbd_server::limits::Limits;
 use nbd_server::server::{ListenAddress, ListenError};
@@ -28,6 +29,7 @@ struct Gated {
     open: Mutex<bool>,
     changed: Condvar,
     waiting: AtomicUsize,
+    reconnects: bool,
 }
 
 impl Gated {
@@ -52,7 +54,10 @@ impl Gated {
 
 impl Export for Gated {
     fn info(&self) -> ExportInfo {
-        ExportInfo::full(SIZE)
+        ExportInfo {
+            reconnects: self.reconnects,
+            ..ExportInfo::full(SIZE)
+        }
     }
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, IoError> {
         buf.fill(1);
@@ -63,7 +68,7 @@ impl Export for Gated {
         buf.fill(2);
         Ok(())
     }
-    fn try_write(&self, _: u64, _: &Bytes, fua: bool) -> Result<bool, IoError> {
+    fn try_write(&self, _: u64, _: &[u8], fua: bool) -> Result<bool, IoError> {
         Ok(!fua)
     }
     fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), IoError> {
@@ -260,6 +265,122 @@ fn a_stop_answers_what_is_under_way_and_then_closes() {
     assert_eq!(served.server.connections(), 0);
 }
 
+/// "any subsequently received requests SHOULD be NBD_ESHUTDOWN"
+#[test]
+fn a_stop_refuses_what_comes_until_the_last_answer() {
+    let (served, export) = gated(Limits::default());
+    let mut client = served.client("disk", true);
+    let mut idle = served.client("disk", true);
+    client.send(FLUSH, 0, 7, 0, 0);
+    export.until_waiting(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| served.server.shutdown());
+        assert!(idle.at_end(), "nothing is under way here");
+        let mut ask = |kind, payload: &[u8]| client.ask(kind, READY, 4, payload).error;
+        assert_eq!(ask(READ, &[]), 108);
+        assert_eq!(ask(WRITE, b"data"), 108);
+        export.open();
+        assert_eq!(client.receive(|_| 0).error, 0);
+        assert!(client.at_end());
+    });
+}
+
+/// The same with libnbd: it hears of the stop, and gets the answer that was under way.
+#[test]
+fn libnbd_hears_of_a_stop() {
+    let (served, export) = gated(Limits::default());
+    let mut idle = served.client("disk", true);
+    let script = r#"
+import nbd, sys, errno
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+flush = h.aio_flush()
+sys.stdin.readline()
+try:
+    h.pread(512, 0)
+    raise AssertionError("it was served")
+except nbd.Error as e:
+    assert e.errnum == errno.ESHUTDOWN, e.string
+print("refused", flush=True)
+while not h.aio_command_completed(flush):
+    h.poll(-1)
+print("answered", flush=True)
+"#;
+    let mut libnbd = Command::new("/usr/bin/python3")
+        .args(["-c", script, &served.unix.uri("disk")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    export.until_waiting(1);
+    let mut said = BufReader::new(libnbd.stdout.take().unwrap()).lines();
+    std::thread::scope(|scope| {
+        scope.spawn(|| served.server.shutdown());
+        assert!(idle.at_end());
+        libnbd.stdin.take().unwrap().write_all(b"\n").unwrap();
+        assert_eq!(said.next().unwrap().unwrap(), "refused");
+        export.open();
+        assert_eq!(said.next().unwrap().unwrap(), "answered");
+    });
+    assert!(libnbd.wait().unwrap().success());
+}
+
+#[test]
+fn a_handshake_hears_of_a_stop_and_may_say_goodbye() {
+    let limits = Limits {
+        shutdown_linger: Duration::from_secs(60),
+        shutdown_grace: Duration::from_secs(120),
+        ..Limits::default()
+    };
+    let (served, _export) = gated(limits);
+    let mut stream = Client::connect(&served.socket());
+    stream.write_all(&3u32.to_be_bytes()).unwrap();
+    let mut old = Client::connect(&served.socket());
+    old.write_all(&3u32.to_be_bytes()).unwrap();
+    let mut idle = served.client("disk", true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| served.server.shutdown());
+        assert!(idle.at_end());
+        for (kind, data) in [(7, go_data("disk")), (3, Vec::new()), (8, Vec::new())] {
+            stream.write_all(&option(kind, &data)).unwrap();
+            assert_eq!(option_reply(&mut stream).0, (1 << 31) | 7, "option {kind}");
+        }
+        stream.write_all(&option(2, &[])).unwrap();
+        assert_eq!(option_reply(&mut stream).0, 1);
+        assert!(at_end(&mut stream));
+        // There is no other way to refuse this one.
+        old.write_all(&option(1, b"disk")).unwrap();
+        assert!(at_end(&mut old));
+    });
+}
+
+/// A client that reconnects must not be told: its guest would be.
+#[test]
+fn a_client_that_reconnects_is_disconnected_and_not_refused() {
+    let export = Arc::new(Gated {
+        reconnects: true,
+        ..Gated::default()
+    });
+    let shared = Arc::clone(&export) as Arc<dyn Export>;
+    let served = Served::new(vec![("disk", shared)], Limits::default());
+    let mut client = served.client("disk", true);
+    client.send(FLUSH, 0, 7, 0, 0);
+    export.until_waiting(1);
+    let mut idle = served.client("disk", true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| served.server.shutdown());
+        assert!(idle.at_end());
+        // It may reach the socket or not; it is not answered.
+        let _ = client
+            .stream
+            .write_all(&nbd_common::request(READ, 0, 8, READY, 4));
+        export.open();
+        let answer = client.receive(|_| 4);
+        assert_eq!((answer.cookie, answer.error), (7, 0));
+        assert!(client.at_end());
+    });
+}
+
 /// A server that doesn't wait for requests under way would have closed by then; nothing depends on how long it takes.
 fn give_the_server_a_chance_to_be_hasty() {
     std::thread::sleep(Duration::from_millis(200));
@@ -306,10 +427,16 @@ fn a_socket_is_its_owners_and_replaces_only_the_dead() {
 #[test]
 fn tcp_beyond_this_machine_needs_leave() {
     let (served, _export) = gated(Limits::default());
-    let open = ListenAddress::tcp("0.0.0.0:0");
-    let refused = served.server.listen(&open);
-    assert!(matches!(refused, Err(ListenError::Insecure { .. })));
-    served.server.listen(&open.with_insecure(true)).unwrap();
+    for open in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0"] {
+        let open = ListenAddress::tcp(open);
+        let refused = served.server.listen(&open);
+        assert!(matches!(refused, Err(ListenError::Insecure { .. })));
+        served.server.listen(&open.with_insecure(true)).unwrap();
+    }
+    // A mapped address stays on this machine if what it stands for does.
+    let mapped = ListenAddress::tcp("[::ffff:127.0.0.1]:0");
+    let mapped = served.server.listen(&mapped).unwrap();
+    nbd_common::run_well("nbdinfo", &["--size", &mapped.uri("disk")]);
     let bound = served.tcp();
     let nbd_server::server::BoundAddress::Tcp(address) = bound else {
         panic!("{bound}")

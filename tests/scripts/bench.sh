@@ -1,33 +1,74 @@
 #!/usr/bin/env bash
-# All benchmarks, one after the other; writes docs/results.md. RUNS is the number of failovers of the main bench
-# (100), OTHERS that of the two variants (20). Quit other work on the machine first.
+# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover nbd commit memory; what
+# is not chosen stays as it is). RUNS is the number of failovers of the main bench (100), OTHERS that of its two variants
+# (20), REPEATS how often the others repeat (3). NBD, COMMIT and MEMORY
+# are further options of `bench nbd`, `bench commit` and `bench memory`, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
+# 10 GiB of storage that is worth measuring. Quit other work on the machine first.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-runs=${RUNS:-100} others=${OTHERS:-20}
+parts=${PARTS:-failover nbd commit memory}
+runs=${RUNS:-100} others=${OTHERS:-20} repeats=${REPEATS:-3} disks=${DISKS:-${TMPDIR:-/tmp}}
 epochgate=${CARGO_TARGET_DIR:-target}/release/epochgate
 qemu10=target/qemu10/qemu-system-x86_64
+results=docs/results.md
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
+for part in $parts; do
+  case $part in
+    failover | nbd | commit | memory) ;;
+    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover nbd commit memory" >&2; exit 2 ;;
+  esac
+done
+
 code=0
 # A run that was not good is in the figures; the others go on.
-failover() { "$epochgate" bench failover --markdown --keep "$@" >>"$out" || code=1; }
+bench() { "$epochgate" bench "$@" || code=1; }
 
-cat >"$out" <<EOF
-# Results
-
-Written by \`make bench\` (\`RUNS=$runs OTHERS=$others\`). Half of the failovers kill QEMU and coordinator at a random
-instant, the other half at each failpoint between two steps of a commit in turn; every run boots a new guest, whose
-witness then judges every block of both disks and its own memory. Absolute times are those of one machine, with all
-parts on it, $(nproc) cores, TCG (no KVM), Linux $(uname -r | cut -d- -f1); they are for orientation. The kill is a
-SIGKILL, so the connection closes and the standby need not wait for silence.
+failover() {
+  cat <<EOF
+Half of the failovers kill QEMU and coordinator at a random instant, the other half at each failpoint between two steps of
+a commit in turn; every run boots a new guest, whose witness then judges every block of both disks and its own memory.
+\`RUNS=$runs OTHERS=$others\`, $(nproc) cores, TCG (no KVM), Linux $(uname -r | cut -d- -f1). The kill is a SIGKILL, so the
+connection closes and the standby need not wait for silence.
 
 EOF
-failover --runs "$runs"
-[ -x "$qemu10" ] || tests/scripts/fetch-qemu10.sh
-failover --runs "$others" --qemu "$qemu10"
-failover --runs "$others" --tracker hash --interval 500
-cp "$out" docs/results.md
-echo "written: docs/results.md"
+  bench failover --markdown --keep --runs "$runs"
+  [ -x "$qemu10" ] || tests/scripts/fetch-qemu10.sh >&2
+  bench failover --markdown --keep --runs "$others" --qemu "$qemu10"
+  bench failover --markdown --keep --runs "$others" --tracker hash --interval 500
+}
+
+nbd() {
+  # shellcheck disable=SC2086
+  bench nbd --repeats "$repeats" --dir "$disks" --markdown --svg docs/results-nbd.svg ${NBD:-}
+  echo "![The medians as bars](results-nbd.svg)"
+  echo
+}
+
+# shellcheck disable=SC2086
+commit() { bench commit --repeats "$repeats" --dir "$disks" --markdown ${COMMIT:-}; }
+
+# shellcheck disable=SC2086
+memory() { bench memory --dir "$disks" --markdown ${MEMORY:-}; }
+
+# A part that was chosen is run; another is carried over.
+part() {
+  if [[ " $parts " == *" $1 "* ]]; then
+    printf '<!-- part %s -->\n' "$1"
+    "$1"
+    printf '<!-- end %s -->\n' "$1"
+  else
+    sed -n "/^<!-- part $1 -->/,/^<!-- end $1 -->/p" "$results"
+  fi >>"$out"
+}
+
+sed '/^<!-- part /,$d' "$results" >"$out"
+part failover
+part nbd
+part commit
+part memory
+cp "$out" "$results"
+echo "written: $results"
 exit "$code"

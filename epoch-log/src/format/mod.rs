@@ -2,7 +2,8 @@
 //!
 //! A log is a directory. `LOCK` is locked by the process that has the log open, `RESERVE` holds back a little space, and
 //! `0000000000000001.seg`, `0000000000000002.seg`, ... are the segments. A segment gets its header under the name
-//! `*.seg.new` and its real name only when the header is durable, so a torn header can't come from a crash.
+//! `*.seg.new` and its real name only when the header is durable, so a torn header can't come from a crash. `*.seg.spare` are
+//! segments that were freed; the next ones are written over them, so what follows the last record of a segment is remains.
 //!
 //! ```text
 //! segment    0         C         2C                                          C: header length, rounded up to 4096

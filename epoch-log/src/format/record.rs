@@ -232,6 +232,7 @@ pub(crate) fn encode_data(
             ExtentKind::Data => 0,
             ExtentKind::Zero => 1,
             ExtentKind::Trim => 2,
+            ExtentKind::Hole => 3,
         };
         out.extend_from_slice(&[kind, 0, 0, 0, 0, 0]);
     }
@@ -410,6 +411,7 @@ fn take_data(take: &mut Take<'_>, fixed: &Fixed, header_sum: u64) -> Option<Data
             0 => ExtentKind::Data,
             1 => ExtentKind::Zero,
             2 => ExtentKind::Trim,
+            3 => ExtentKind::Hole,
             _ => return None,
         };
         take.bytes(5)?;

@@ -113,10 +113,10 @@ proptest! {
 
     #[test]
     fn data_records_come_back(
-        entries in prop::collection::vec((any::<u16>(), 0_u8..3, any::<u64>(), 1_u64..1000), 0..60),
+        entries in prop::collection::vec((any::<u16>(), 0_u8..4, any::<u64>(), 1_u64..1000), 0..60),
         epoch in any::<u64>(),
     ) {
-        let kinds = [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Trim];
+        let kinds = [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Trim, ExtentKind::Hole];
         let extents: Vec<ExtentEntry> = entries.into_iter()
             .map(|(disk, kind, offset, len)| ExtentEntry { disk, kind: kinds[usize::from(kind)], offset, len })
             .collect();

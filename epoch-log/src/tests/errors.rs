@@ -74,6 +74,39 @@ fn run_with_fault(calls: &[Call], at: usize, errno: i32) -> (usize, bool) {
 }
 
 #[test]
+fn a_segment_whose_retirement_is_not_durable_is_no_spare_yet() {
+    let dir = super::model::scratch();
+    let mut slot = Some(open(dir.path()).unwrap().0);
+    let large = || Call::Append {
+        ahead: 0,
+        extents: vec![Owned {
+            disk: 0,
+            offset: 0,
+            len: 20_000,
+            content: OwnedContent::Data(super::model::pattern(20_000, 1)),
+        }],
+    };
+    let commit = || Call::Commit { standby: None };
+    for call in [large(), commit(), large(), commit()] {
+        run(&mut slot, dir.path(), &call).unwrap();
+    }
+    // Marking writes and syncs its record, renames a segment, and then can't make the new name durable.
+    faults::start(Some((3, EIO)));
+    let refused = run(&mut slot, dir.path(), &Call::Applied { behind: 0 });
+    let ops = faults::stop();
+    assert!(refused.is_err());
+    assert_eq!(ops.last(), Some(&faults::Op::SyncDir), "{ops:?}");
+    // The next segment must not be made from it.
+    faults::start(None);
+    for call in [large(), large()] {
+        run(&mut slot, dir.path(), &call).unwrap();
+    }
+    let reused =
+        |op: &faults::Op| matches!(op, faults::Op::Rename { from, .. } if from.ends_with(".spare"));
+    assert!(!faults::stop().iter().any(reused));
+}
+
+#[test]
 fn every_failing_change_of_random_histories_is_survived() {
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 6,

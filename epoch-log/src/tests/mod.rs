@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod errors;
+mod forgetful;
 mod history;
 mod model;
 mod rules;

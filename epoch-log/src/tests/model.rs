@@ -41,6 +41,7 @@ pub struct Owned {
 pub enum OwnedContent {
     Data(Vec<u8>),
     Zero,
+    Hole,
     Trim,
 }
 
@@ -49,6 +50,7 @@ impl std::fmt::Debug for OwnedContent {
         match self {
             Self::Data(data) => write!(f, "Data({:x})", xxhash_rust::xxh3::xxh3_64(data)),
             Self::Zero => f.write_str("Zero"),
+            Self::Hole => f.write_str("Hole"),
             Self::Trim => f.write_str("Trim"),
         }
     }
@@ -59,6 +61,7 @@ impl Owned {
         let content = match &self.content {
             OwnedContent::Data(data) => Content::Data(data),
             OwnedContent::Zero => Content::Zero,
+            OwnedContent::Hole => Content::Hole,
             OwnedContent::Trim => Content::Trim,
         };
         Extent {
@@ -73,6 +76,7 @@ impl Owned {
         let content = match extent.content {
             Content::Data(data) => OwnedContent::Data(data.to_vec()),
             Content::Zero => OwnedContent::Zero,
+            Content::Hole => OwnedContent::Hole,
             Content::Trim => OwnedContent::Trim,
         };
         Self {
@@ -199,6 +203,7 @@ pub fn open(dir: &Path) -> Result<(EpochLog, Recovered), LogError> {
         &disks(),
         LogOptions {
             segment_bytes: SEGMENT_BYTES,
+            spare_segments: 2,
         },
     )
 }
@@ -265,6 +270,7 @@ pub fn extent() -> impl Strategy<Value = Owned> {
         4 => (prop_oneof![5 => 1_usize..5000, 1 => 20_000_usize..40_000], any::<u8>())
             .prop_map(|(len, fill)| OwnedContent::Data(pattern(len, fill))),
         1 => Just(OwnedContent::Zero),
+        1 => Just(OwnedContent::Hole),
         1 => Just(OwnedContent::Trim),
     ];
     (0_u16..2, 0_u64..DISK_BYTES / 2, 1_u64..9000, content).prop_map(
@@ -321,9 +327,17 @@ pub fn snapshot(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
+/// A directory for one test, in memory where the system has that: what reaches the disk is played, so no disk need be waited for.
+pub fn scratch() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("epochgate-test-");
+    let in_memory = builder.tempdir_in("/dev/shm");
+    in_memory.or_else(|_| builder.tempdir()).unwrap()
+}
+
 /// Puts files into a directory of their own.
 pub fn restore(files: &BTreeMap<String, Vec<u8>>) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for (name, bytes) in files {
         std::fs::write(dir.path().join(name), bytes).unwrap();
     }

@@ -253,6 +253,46 @@ fn applied_epochs_free_their_segments_but_never_the_newest() {
 }
 
 #[test]
+fn freed_segments_are_written_again_and_what_they_held_is_gone() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let files = |suffix: &str| -> std::collections::BTreeSet<u64> {
+        let entries = std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap);
+        entries
+            .filter(|entry| entry.file_name().to_str().unwrap().ends_with(suffix))
+            .map(|entry| entry.metadata().unwrap().ino())
+            .collect()
+    };
+    let (mut log, _) = open(dir.path()).unwrap();
+    let large = pattern(usize::try_from(SEGMENT_BYTES / 2).unwrap(), 1);
+    for epoch in 1..=6 {
+        log.append(Generation(0), Epoch(epoch), &[data(&large)])
+            .unwrap();
+        log.commit(Generation(0), Epoch(epoch), None).unwrap();
+    }
+    log.mark_applied(Epoch(6)).unwrap();
+    let spares = files(".seg.spare");
+    assert_eq!(spares.len(), 2, "as many as the options say");
+    drop(log);
+
+    // They are found again, and the next segments are made from them.
+    let (mut log, _) = open(dir.path()).unwrap();
+    log.append(Generation(0), Epoch(7), &[data(&large), data(&large)])
+        .unwrap();
+    log.append(Generation(0), Epoch(8), &[data(b"short")])
+        .unwrap();
+    log.commit(Generation(0), Epoch(7), None).unwrap();
+    assert!(files(".seg").intersection(&spares).count() > 0);
+    let held = durable(&log);
+    drop(log);
+    let verdict = crate::inspect::verify(dir.path()).unwrap();
+    assert!(verdict.is_whole() && verdict.repairable.is_empty());
+    let (log, recovered) = open(dir.path()).unwrap();
+    assert_eq!(recovered.dropped_epochs, [Epoch(8)]);
+    assert_eq!(durable(&log), held);
+}
+
+#[test]
 fn an_abort_gives_the_space_back() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();

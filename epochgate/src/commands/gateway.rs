@@ -1,5 +1,6 @@
 //! `epochgate gateway`: serve many disks, groups, the control API.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,22 +11,27 @@ use crate::cli::ConfigArgs;
 use crate::config_file;
 use crate::exit::usage;
 use crate::runtime;
+use crate::service;
 
 pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let config: GatewayConfig = config_file::load(&args.config)?;
     config.check().map_err(usage)?;
     if args.check {
+        for advice in config.advice() {
+            eprintln!("{advice}");
+        }
         println!("{} is right", args.config.display());
         return Ok(ExitCode::SUCCESS);
     }
-    serve(&config)
+    serve(&config, Some(&args.config))
 }
 
-/// Serves until SIGTERM or SIGINT. Shared with `epochgate serve`.
-pub(crate) fn serve(config: &GatewayConfig) -> anyhow::Result<ExitCode> {
+/// Serves until SIGTERM or SIGINT, and reads `file` again at SIGHUP. Shared with `epochgate serve`, which has no file.
+pub(crate) fn serve(config: &GatewayConfig, file: Option<&Path>) -> anyhow::Result<ExitCode> {
     // Before anything is served: a signal that comes early must not be missed.
     let runtime = runtime::tokio()?;
     let mut stop = runtime.block_on(async { runtime::stop_signals() })?;
+    let mut hangup = runtime.block_on(async { runtime::hangup_signal() })?;
     let bar = recovery_bar();
     let gateway = Gateway::start_with(config, &mut |progress| show(&bar, progress));
     bar.finish_and_clear();
@@ -33,10 +39,57 @@ pub(crate) fn serve(config: &GatewayConfig) -> anyhow::Result<ExitCode> {
     for address in gateway.addresses() {
         tracing::info!(%address, "serving");
     }
-    runtime.block_on(stop.changed())?;
+    service::ready(&serving(&gateway));
+    runtime.block_on(async {
+        loop {
+            tokio::select! {
+                stopped = stop.changed() => return stopped,
+                Some(()) = hangup.recv() => {
+                    // One at a time, and a stop waits for it.
+                    tokio::task::block_in_place(|| {
+                        service::reloading();
+                        let outcome = reload(&gateway, file);
+                        service::ready(&format!("{}; {outcome}", serving(&gateway)));
+                    });
+                }
+            }
+        }
+    })?;
+    service::stopping();
     tracing::info!("stopping: requests under way are answered, what is held is committed");
     gateway.shutdown();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where NBD is served, for people.
+fn serving(gateway: &Gateway) -> String {
+    let addresses: Vec<_> = gateway
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    format!("serving on {}", addresses.join(", "))
+}
+
+/// Brings about what has changed in the file, and says what that was. A file that is not right changes nothing.
+fn reload(gateway: &Gateway, file: Option<&Path>) -> String {
+    let Some(file) = file else {
+        tracing::warn!("SIGHUP: there is no configuration file to read again");
+        return "there is no configuration file to read again".to_owned();
+    };
+    let config = config_file::load(file).map_err(|error| error.to_string());
+    match gateway.reload(config) {
+        Ok(reloaded) => {
+            tracing::info!("the configuration is reloaded: {reloaded}");
+            format!("last reload: {reloaded}")
+        }
+        Err(error) => {
+            tracing::error!("the configuration is not reloaded, nothing has changed: {error}");
+            // One line, for a message of lines.
+            let error = error.lines().collect::<Vec<_>>().join(" ");
+            format!("the last reload changed nothing: {error}")
+        }
+    }
 }
 
 fn recovery_bar() -> ProgressBar {
@@ -57,7 +110,11 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
 fn explain(error: GatewayError) -> anyhow::Error {
     let error_is_the_users = match &error {
         GatewayError::Config(_) | GatewayError::Address(_) | GatewayError::Export { .. } => true,
-        GatewayError::Listen(_) => true,
+        GatewayError::Listen(_)
+        | GatewayError::Access(_)
+        | GatewayError::Tls(_)
+        | GatewayError::Rate(_) => true,
+        GatewayError::Metrics(_) => true,
         GatewayError::Group(OpenError::Config { .. } | OpenError::Image { .. }) => true,
         GatewayError::Group(OpenError::Log { source, .. }) => is_the_users(source),
         GatewayError::Group(_) | GatewayError::Control(_) => false,

@@ -1,7 +1,11 @@
 //! One file per subcommand.
 
+mod bench_commit;
 mod bench_failover;
+mod bench_memory;
+mod bench_nbd;
 mod demo;
+mod export;
 mod gateway;
 mod log;
 mod protect;
@@ -11,7 +15,7 @@ mod status;
 
 use std::process::ExitCode;
 
-use crate::cli::{BenchCommand, Command, LogCommand};
+use crate::cli::{BenchCommand, Command, ExportCommand, LogCommand};
 
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
@@ -21,9 +25,16 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Protect(args) => protect::run(&args),
         Command::Standby(args) => standby::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Export(ExportCommand::List(args)) => export::list(&args),
+        Command::Export(ExportCommand::Add(args)) => export::add(&args),
+        Command::Export(ExportCommand::Remove(args)) => export::remove(&args),
+        Command::Export(ExportCommand::Resize(args)) => export::resize(&args),
         Command::Log(LogCommand::Inspect(args)) => log::inspect(&args),
         Command::Log(LogCommand::Verify(args)) => log::verify(&args),
         Command::Log(LogCommand::Rebind(args)) => log::rebind(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
+        Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),
+        Command::Bench(BenchCommand::Commit(args)) => bench_commit::run(&args),
+        Command::Bench(BenchCommand::Memory(args)) => bench_memory::run(&args),
     }
 }

@@ -10,29 +10,18 @@ use coordinator::source_loop::ProtectError;
 use crate::cli::ProtectArgs;
 use crate::config_file;
 use crate::exit::usage;
-use crate::role::{Role, exit_code, prepare_runtime_dir};
-use crate::runtime;
+use crate::role::{self, exit_code};
 
 pub(crate) fn run(args: &ProtectArgs) -> anyhow::Result<ExitCode> {
-    let cold_start = args.cold_start;
-    let args = &args.role;
-    let mut config: ProtectConfig = config_file::load(&args.config.config)?;
-    config.cold_start = cold_start;
+    let mut config: ProtectConfig = config_file::load(&args.role.config.config)?;
+    config.cold_start = args.cold_start;
     config.check().map_err(usage)?;
-    // Before the gateway hears of it: attaching fences whoever has the disks.
-    config.vm.validate(&[]).map_err(usage)?;
-    if args.config.check {
-        println!("{} is right", args.config.config.display());
-        return Ok(ExitCode::SUCCESS);
-    }
-    prepare_runtime_dir(&config.runtime_dir)?;
-    let name = config.vm.name.clone();
-    runtime::tokio()?.block_on(async {
-        let role = Role::start("source", &name, &config.runtime_dir, args.json).await?;
-        let ending = coordinator::protect(config, role.reporter(), runtime::stop_signals()?)
+    let (vm, dir) = (config.vm.clone(), config.runtime_dir.clone());
+    role::run("source", &args.role, &vm, &dir, async |reporter, stop| {
+        let ending = coordinator::protect(config, reporter, stop)
             .await
             .map_err(explain)
-            .with_context(|| format!("the VM \"{name}\" is not protected"))?;
+            .with_context(|| format!("the VM \"{}\" is not protected", vm.name))?;
         Ok(exit_code(&ending))
     })
 }

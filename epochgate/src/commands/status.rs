@@ -12,7 +12,7 @@ use nbd_server::control::client::Client;
 use serde::Serialize;
 
 use crate::cli::StatusArgs;
-use crate::output::{bytes, millis};
+use crate::output::{bytes, millis, shown};
 use crate::runtime;
 
 /// A process that does not answer in this time is said to be silent.
@@ -105,7 +105,22 @@ fn print(everything: &Everything, dir: &Path, socket: &Path) {
         }
         for export in &gateway.exports {
             let access = if export.read_only { ", read-only" } else { "" };
-            println!("  export {}  {}{access}", export.name, bytes(export.size));
+            println!(
+                "  export {}  {}{access}, {} connections, {} reads ({}), {} writes ({})",
+                shown(&export.name),
+                bytes(export.size),
+                export.connections,
+                export.reads,
+                bytes(export.bytes_read),
+                export.writes,
+                bytes(export.bytes_written),
+            );
+        }
+        if let Some(reload) = gateway.reload.as_ref().filter(|reload| !reload.ok) {
+            println!(
+                "  TROUBLE: the last reload of the configuration changed nothing: {}",
+                reload.message
+            );
         }
     }
 }
@@ -168,11 +183,13 @@ fn print_group(group: &GroupStatus) {
     );
     for disk in &group.disks {
         println!(
-            "    disk {}  {}, {} reads, {} writes",
+            "    disk {}  {}, {} reads ({}), {} writes ({})",
             disk.name,
             bytes(disk.size),
             disk.reads,
-            disk.writes
+            bytes(disk.bytes_read),
+            disk.writes,
+            bytes(disk.bytes_written),
         );
     }
     if let Some(error) = &group.last_error {

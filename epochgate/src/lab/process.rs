@@ -107,7 +107,7 @@ impl Drop for Process {
 
 /// A lab that is killed leaves nothing behind: its parts die with the thread that started them.
 #[allow(unsafe_code)]
-fn die_with_parent(command: &mut Command) {
+pub(crate) fn die_with_parent(command: &mut Command) {
     // SAFETY: prctl(2) is async-signal-safe and touches nothing of the parent's memory.
     unsafe {
         command.pre_exec(|| {

@@ -1,20 +1,29 @@
 //! The handshake of one connection: feeds [`Negotiation`] from the socket, asks the directory, and keeps the time limit.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::receive_buffer::ReceiveBuffer;
 use super::socket::Socket;
-use super::{ConnectionError, Context};
-use crate::export::{Cutter, Export, OpenRefused};
-use crate::negotiation::{Negotiation, Step};
+use super::throttle::Throttle;
+use super::{Admit, ConnectionError, Context};
+use crate::access::{Client, Guard, Peer};
+use crate::export::{Cutter, Export, ExportInfo, OpenRefused};
+use crate::negotiation::{Negotiation, StartTls, Step};
+use crate::policy::Policy;
 use crate::transmission::Rules;
+
+/// Answers are sent when they have grown to this, though more options are there.
+const MAX_ANSWERS: usize = 64 << 10;
 
 /// What a handshake has led to.
 pub(super) struct Attachment {
     pub export: Arc<dyn Export>,
     pub rules: Rules,
+    /// The pace that the export is held to, if it is.
+    pub throttle: Option<Arc<Throttle>>,
 }
 
 #[derive(Clone, Copy)]
@@ -26,16 +35,31 @@ struct Deadline {
 /// Negotiates until the client has attached, or has left (`None`).
 pub(super) fn negotiate(
     socket: &Arc<Socket>,
+    peer: Peer,
     input: &mut ReceiveBuffer,
     context: &Context,
+    admit: &Admit<'_>,
 ) -> Result<Option<Attachment>, ConnectionError> {
     let deadline = Deadline {
         start: Instant::now(),
         limit: context.limits.handshake_timeout,
     };
+    let policy = context.policy();
+    let mut client = Client {
+        peer,
+        certificate: None,
+    };
     let mut out = Vec::new();
-    let mut negotiation = Negotiation::start(&mut out);
+    let mut negotiation = Negotiation::start(offer(&policy, peer), &mut out);
     loop {
+        let guard = Guard {
+            directory: context.directory.as_ref(),
+            rules: &policy.access,
+            client: &client,
+        };
+        if context.stopping.load(Ordering::Acquire) {
+            negotiation.stop();
+        }
         let mut bytes = input.filled();
         let before = bytes.len();
         let step = negotiation.advance(&mut bytes, &mut out);
@@ -57,33 +81,48 @@ pub(super) fn negotiate(
                     Err(error) => return Err(handshake_error(error)),
                 }
             }
-            Ok(Step::List) => negotiation.answer_list(&context.directory.list(), &mut out),
+            Ok(Step::List) => negotiation.answer_list(&guard.list(), &mut out),
             Ok(Step::Info(name)) => {
-                let info = context.directory.describe(&name);
+                let info = guard.describe(&name);
                 negotiation.answer_info(info.as_ref(), &mut out);
             }
-            Ok(Step::Attach(name)) => match attach(socket, context, &name) {
-                Ok(export) => {
-                    let info = export.info();
-                    let attached = negotiation.answer_attach(Ok(&info), &mut out);
-                    send(socket, &mut out, deadline)?;
-                    if attached {
-                        socket
-                            .set_time_limit(None)
-                            .map_err(ConnectionError::Socket)?;
-                        let rules = Rules::new(info, negotiation.structured());
-                        return Ok(Some(Attachment { export, rules }));
+            Ok(Step::Attach(name)) => {
+                match admit(&client).and_then(|()| attach(socket, &guard, &name)) {
+                    Ok((export, info)) => {
+                        let attached = negotiation.answer_attach(Ok(&info), &mut out);
+                        send(socket, &mut out, deadline)?;
+                        if attached {
+                            socket
+                                .set_time_limit(None)
+                                .map_err(ConnectionError::Socket)?;
+                            let rules = Rules::new(info, negotiation.agreed());
+                            let throttle = policy.rates.throttle(&context.directory.names(&name));
+                            return Ok(Some(Attachment {
+                                export,
+                                rules,
+                                throttle,
+                            }));
+                        }
+                    }
+                    Err(refused) => {
+                        tracing::debug!(export = %name, %client, reason = %refused, "an attachment is refused");
+                        negotiation.answer_attach(Err(&refused), &mut out);
                     }
                 }
-                Err(refused) => {
-                    tracing::debug!(export = %name, reason = %refused, "an attachment is refused");
-                    negotiation.answer_attach(Err(&refused), &mut out);
-                }
-            },
+            }
+            Ok(Step::StartTls) => {
+                send(socket, &mut out, deadline)?;
+                start_tls(socket, &policy, deadline)?;
+                client.certificate = socket.certificate();
+            }
             Ok(Step::Abort) => {
                 send(socket, &mut out, deadline)?;
                 return Ok(None);
             }
+        }
+        // Many options in one piece may have long answers.
+        if out.len() >= MAX_ANSWERS {
+            send(socket, &mut out, deadline)?;
         }
         if negotiation.ended() {
             send(socket, &mut out, deadline)?;
@@ -92,25 +131,65 @@ pub(super) fn negotiate(
     }
 }
 
+/// What this client may or must do about TLS.
+fn offer(policy: &Policy, peer: Peer) -> StartTls {
+    let unix = matches!(peer, Peer::Unix { .. });
+    match &policy.tls {
+        None => StartTls::Unavailable,
+        Some(tls) if tls.required(unix) => StartTls::Required,
+        Some(_) => StartTls::Offered,
+    }
+}
+
+fn start_tls(socket: &Socket, policy: &Policy, deadline: Deadline) -> Result<(), ConnectionError> {
+    // It was offered, so it is there.
+    let Some(tls) = &policy.tls else {
+        return Ok(());
+    };
+    let connection = tls.connection().map_err(ConnectionError::StartTls)?;
+    socket.start_tls(connection);
+    loop {
+        limit(socket, deadline)?;
+        match socket.shake() {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(ConnectionError::HandshakeTimeout);
+            }
+            Err(error) => return Err(ConnectionError::TlsHandshake(error)),
+        }
+    }
+}
+
 fn attach(
     socket: &Arc<Socket>,
-    context: &Context,
+    guard: &Guard<'_>,
     name: &str,
-) -> Result<Arc<dyn Export>, OpenRefused> {
+) -> Result<(Arc<dyn Export>, ExportInfo), OpenRefused> {
     // The directory may keep the cutter for long: it must not keep the socket.
-    let weak = Arc::downgrade(socket);
-    let cutter = Cutter::new(move || {
-        if let Some(socket) = weak.upgrade() {
-            socket.cut();
+    let on_socket = |act: fn(&Socket)| {
+        let weak = Arc::downgrade(socket);
+        move || {
+            if let Some(socket) = weak.upgrade() {
+                act(&socket);
+            }
         }
-    });
-    context.directory.open(name, cutter)
+    };
+    let cutter = Cutter::new(on_socket(Socket::cut), on_socket(Socket::stop_receiving));
+    guard.open(name, cutter)
 }
 
 fn send(socket: &Socket, out: &mut Vec<u8>, deadline: Deadline) -> Result<(), ConnectionError> {
     if !out.is_empty() {
-        limit(socket, deadline)?;
-        socket.send_all(out).map_err(handshake_error)?;
+        let mut rest = out.as_slice();
+        while !rest.is_empty() {
+            // Each time anew: a client that takes byte by byte never lets a single send time out.
+            limit(socket, deadline)?;
+            let sent = socket.send(&[IoSlice::new(rest)], true);
+            rest = rest
+                .get(sent.map_err(handshake_error)?..)
+                .unwrap_or_default();
+        }
         out.clear();
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! thread, which exists only for clients that were slow once.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -77,6 +78,27 @@ impl Outbox {
     /// # Errors
     /// When the connection is broken; it is cut then.
     pub fn send_batch(&self, batch: &[u8]) -> io::Result<()> {
+        self.send_with(|socket| socket.send_all(batch))
+    }
+
+    /// The same for a batch whose last reply goes on with `len` bytes of `file` from `offset` on.
+    ///
+    /// # Errors
+    /// As [`Outbox::send_batch`].
+    pub fn send_batch_and_file(
+        &self,
+        batch: &[u8],
+        file: &File,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<()> {
+        self.send_with(|socket| {
+            socket.send_all(batch)?;
+            socket.send_file(file, offset, len)
+        })
+    }
+
+    fn send_with(&self, send: impl FnOnce(&Socket) -> io::Result<()>) -> io::Result<()> {
         let state = self.lock();
         let mut state = self
             .changed
@@ -84,7 +106,7 @@ impl Outbox {
             .unwrap_or_else(PoisonError::into_inner);
         state.sending = true;
         drop(state);
-        let sent = self.socket.send_all(batch);
+        let sent = send(&self.socket);
         if sent.is_err() {
             self.socket.cut();
         }
@@ -134,7 +156,7 @@ impl Outbox {
             let mut state = self.lock();
             // What could not be sent goes first.
             taken.append(&mut state.queue);
-            if taken.is_empty() {
+            if taken.is_empty() && !self.socket.has_unsent() {
                 state.sending = false;
                 drop(state);
                 self.changed.notify_all();
@@ -175,7 +197,7 @@ impl Outbox {
                 replies.pop_front();
             }
         }
-        Ok(())
+        self.socket.flush(wait)
     }
 
     /// The helper thread.

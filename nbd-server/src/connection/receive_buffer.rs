@@ -40,15 +40,30 @@ impl ReceiveBuffer {
     /// # Errors
     /// As recv(2); `OutOfMemory` when the buffer is full, which callers avoid by consuming or by taking large payloads directly.
     pub fn fill(&mut self, socket: &Socket) -> io::Result<usize> {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
+        let received = socket.recv(self.room()?)?;
+        self.end += received;
+        Ok(received)
+    }
+
+    /// The same without waiting: `None` if nothing is there.
+    ///
+    /// # Errors
+    /// As [`ReceiveBuffer::fill`].
+    pub fn try_fill(&mut self, socket: &Socket) -> io::Result<Option<usize>> {
+        let received = socket.try_recv(self.room()?)?;
+        self.end += received.unwrap_or(0);
+        Ok(received)
+    }
+
+    /// Moves what is there to the front; the room behind it.
+    fn room(&mut self) -> io::Result<&mut [u8]> {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
         match self.bytes.get_mut(self.end..) {
-            Some(room) if !room.is_empty() => {
-                let received = socket.recv(room)?;
-                self.end += received;
-                Ok(received)
-            }
+            Some(room) if !room.is_empty() => Ok(room),
             _ => Err(io::ErrorKind::OutOfMemory.into()),
         }
     }

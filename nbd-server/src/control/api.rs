@@ -12,6 +12,10 @@
 //! | `POST /v1/groups/{g}/abort` `relieve` `detach` | [`GenerationRequest`]          | [`EpochReply`]                     |
 //! | `GET /v1/groups/{g}`                           |                                | [`GroupStatus`]                    |
 //! | `GET /v1/status`                               |                                | [`GatewayStatus`]                  |
+//! | `GET /v1/exports`                              |                                | a list of [`ExportStatus`]         |
+//! | `POST /v1/exports`                             | [`ExportConfig`]               | [`ExportStatus`]                   |
+//! | `PATCH /v1/exports/{e}`                        | [`ResizeRequest`]              | [`ExportStatus`]                   |
+//! | `DELETE /v1/exports/{e}?force=true`            |                                | [`RemovedReply`]                   |
 //! | `GET /v1/groups/{g}/events?generation=G`       |                                | one [`Event`] per line, no end     |
 //!
 //! A request that fails is answered with an HTTP status other than 200 and an [`ErrorBody`].
@@ -20,10 +24,12 @@
 //! added within `v1`: readers ignore fields that they don't know and take an unknown kind as [`ErrorKind::Other`].
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use epoch_log::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
 
+pub use crate::gateway::ExportConfig;
 pub use crate::group::barriers::{MAX_ID_BYTES, valid_id};
 
 /// A source asks to own the group: the cold start of a VM.
@@ -235,6 +241,52 @@ pub struct ExportStatus {
     pub size: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// The image file or block device.
+    #[serde(default)]
+    pub image: PathBuf,
+    /// Open NBD connections.
+    #[serde(default)]
+    pub connections: u64,
+    /// READ requests answered.
+    #[serde(default)]
+    pub reads: u64,
+    /// WRITE, TRIM and WRITE_ZEROES requests answered.
+    #[serde(default)]
+    pub writes: u64,
+    /// Bytes read.
+    #[serde(default)]
+    pub bytes_read: u64,
+    /// Bytes written (payload of WRITE only).
+    #[serde(default)]
+    pub bytes_written: u64,
+}
+
+/// An export outside of groups shall have another size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeRequest {
+    /// The new size in bytes, more than 0.
+    pub size: u64,
+    /// It may be less than the present one: what lies beyond is lost.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// An export is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedReply {
+    /// Its name.
+    pub name: String,
+}
+
+/// How the last reload of the configuration file went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// It took effect; otherwise nothing has changed.
+    pub ok: bool,
+    /// What has changed, or why nothing has.
+    pub message: String,
+    /// When, in seconds since 1970.
+    pub at: u64,
 }
 
 /// The whole gateway.
@@ -250,6 +302,9 @@ pub struct GatewayStatus {
     pub groups: Vec<GroupStatus>,
     /// The exports outside of groups, by name.
     pub exports: Vec<ExportStatus>,
+    /// The last reload of the configuration file; none since the start.
+    #[serde(default)]
+    pub reload: Option<ReloadStatus>,
 }
 
 /// Why a request failed, for programs.
@@ -268,6 +323,10 @@ pub enum ErrorKind {
     NoCheckpoint,
     /// The gateway has no such group.
     UnknownGroup,
+    /// The gateway has no such export outside of groups.
+    UnknownExport,
+    /// The image is missing, in use, or none.
+    BadImage,
     /// The file system of the log is full; the epoch stays sealed and the commit can be retried.
     LogFull,
     /// The storage under the log or the images failed.
@@ -290,7 +349,8 @@ impl ErrorKind {
             | Self::OtherHolder
             | Self::MemoryStale
             | Self::NoCheckpoint => 409,
-            Self::UnknownGroup => 404,
+            Self::UnknownGroup | Self::UnknownExport => 404,
+            Self::BadImage => 422,
             Self::LogFull => 507,
             Self::Stopping => 503,
             Self::BadRequest => 400,

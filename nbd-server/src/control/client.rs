@@ -5,6 +5,8 @@
 //! waits behind a commit. A kept connection that turns out to be dead is replaced: always when the request can't have
 //! reached the gateway, and once more after that for requests that do no harm when they happen twice.
 
+mod exports;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,4 +7,5 @@
 
 pub mod api;
 pub mod client;
+mod exports;
 pub mod server;

@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 use epoch_log::Generation;
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
@@ -23,8 +23,10 @@ use super::api::{
     Event, GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply,
     TakeoverReply, TakeoverRequest,
 };
+use super::exports;
+use crate::gateway::Catalog;
 use crate::group::barriers::Input;
-use crate::group::directory::{Directory, export_name};
+use crate::group::directory::export_name;
 use crate::group::{Answer, Group, GroupError, Refusal};
 
 /// Events under way to one reader; when it is slower, it is told where things stand instead.
@@ -33,8 +35,8 @@ const EVENTS_UNDER_WAY: usize = 16;
 /// What the handlers need.
 #[derive(Debug, Clone)]
 pub struct Gatekeeper {
-    /// The groups.
-    pub directory: Arc<Directory>,
+    /// What is served.
+    pub catalog: Arc<Catalog>,
     /// Where NBD is served, for the status.
     pub listen: Vec<String>,
     /// Turns true when the gateway stops.
@@ -51,6 +53,16 @@ pub async fn serve(listener: UnixListener, gatekeeper: Gatekeeper) -> std::io::R
     let mut stopping = gatekeeper.stopping.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/exports", get(exports::list).post(exports::add))
+        // The default export has the empty name.
+        .route(
+            "/v1/exports/",
+            patch(exports::resize_default).delete(exports::remove_default),
+        )
+        .route(
+            "/v1/exports/{export}",
+            patch(exports::resize).delete(exports::remove),
+        )
         .route("/v1/groups/{group}", get(group_status))
         .route("/v1/groups/{group}/events", get(events))
         .route("/v1/groups/{group}/attach", post(attach))
@@ -78,10 +90,10 @@ pub async fn serve(listener: UnixListener, gatekeeper: Gatekeeper) -> std::io::R
 
 /// A request that failed.
 #[derive(Debug)]
-struct Failure(ErrorDetail);
+pub(super) struct Failure(pub(super) ErrorDetail);
 
 impl Failure {
-    fn bad_request(message: impl ToString) -> Self {
+    pub(super) fn bad_request(message: impl ToString) -> Self {
         Self(ErrorDetail {
             kind: ErrorKind::BadRequest,
             message: message.to_string(),
@@ -106,18 +118,20 @@ impl IntoResponse for Failure {
     }
 }
 
-type Handled<T> = Result<Json<T>, Failure>;
+pub(super) type Handled<T> = Result<Json<T>, Failure>;
 
 /// The body, whatever its content type says.
-fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
+pub(super) fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
     serde_json::from_slice(body)
         .map_err(|e| Failure::bad_request(format!("the request's body is not understood: {e}")))
 }
 
 impl Gatekeeper {
-    fn group(&self, name: &str) -> Result<&Arc<Group>, Failure> {
-        self.directory.group(name).ok_or_else(|| {
-            let names: Vec<_> = self.directory.groups().map(|group| group.name()).collect();
+    fn group(&self, name: &str) -> Result<Arc<Group>, Failure> {
+        let directory = self.catalog.directory();
+        directory.group(name).ok_or_else(|| {
+            let groups = directory.groups();
+            let names: Vec<_> = groups.iter().map(|group| group.name()).collect();
             Failure(ErrorDetail {
                 kind: ErrorKind::UnknownGroup,
                 message: format!(
@@ -134,7 +148,7 @@ impl Gatekeeper {
     }
 }
 
-fn exports(group: &Group, instance: &str) -> std::collections::BTreeMap<String, String> {
+fn export_names(group: &Group, instance: &str) -> std::collections::BTreeMap<String, String> {
     group
         .disk_names()
         .map(|disk| (disk.to_owned(), export_name(group.name(), disk, instance)))
@@ -147,11 +161,14 @@ async fn status(State(gate): State<Gatekeeper>) -> Json<GatewayStatus> {
         pid: std::process::id(),
         listen: gate.listen.clone(),
         groups: gate
-            .directory
+            .catalog
+            .directory()
             .groups()
+            .iter()
             .map(|group| group.status())
             .collect(),
-        exports: gate.directory.export_status(),
+        exports: gate.catalog.exports(),
+        reload: gate.catalog.last_reload(),
     })
 }
 
@@ -179,7 +196,7 @@ async fn attach(
     Ok(Json(AttachReply {
         generation: answer.generation,
         committed: answer.committed,
-        exports: exports(gate.group(&group)?, &owner),
+        exports: export_names(&*gate.group(&group)?, &owner),
     }))
 }
 
@@ -192,7 +209,7 @@ async fn park(
     let group = gate.group(&group)?;
     group.park(&standby)?;
     Ok(Json(ParkReply {
-        exports: exports(group, &standby),
+        exports: export_names(&group, &standby),
     }))
 }
 
@@ -206,13 +223,14 @@ async fn seal(
     // The guest is paused: no detour over another thread, unless it has to wait anyway.
     let sealed = match group.try_seal(generation) {
         Err(GroupError::Refused(Refusal::Busy)) => {
-            let group = Arc::clone(group);
+            let group = Arc::clone(&group);
             tokio::task::spawn_blocking(move || group.seal(generation))
                 .await
                 .unwrap_or(Err(GroupError::Stopping))?
         }
         outcome => outcome?,
     };
+    let sealed = group.make_safe(generation, sealed).await?;
     Ok(Json(SealReply {
         epoch: sealed.epoch,
         bytes: sealed.bytes,
@@ -320,7 +338,7 @@ async fn events(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
     let generation = generation_of(query.as_deref())?;
-    let group = Arc::clone(gate.group(&group)?);
+    let group = gate.group(&group)?;
     let events = group.subscribe(generation)?;
     let (lines, body) = tokio::sync::mpsc::channel(EVENTS_UNDER_WAY);
     tokio::spawn(send_events(

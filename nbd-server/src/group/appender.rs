@@ -7,6 +7,7 @@ use std::sync::Arc;
 use epoch_log::{Epoch, EpochLog, Extent, LogError};
 
 use super::applier::log_content;
+use super::overlay::Cursor;
 use super::shared::{Core, Cut};
 use crate::failpoint;
 
@@ -20,7 +21,7 @@ const STEP_EXTENTS: usize = 4096;
 struct Appending {
     cut: Arc<Cut>,
     disk: usize,
-    offset: u64,
+    cursor: Cursor,
     done: bool,
 }
 
@@ -45,7 +46,7 @@ impl Appender {
                 self.epochs.push_back(Appending {
                     cut: Arc::clone(cut),
                     disk: 0,
-                    offset: 0,
+                    cursor: Cursor::default(),
                     done: false,
                 });
             }
@@ -80,34 +81,34 @@ impl Appender {
             return Ok(false);
         };
         let cut = Arc::clone(&appending.cut);
-        let (mut disk, mut offset) = (appending.disk, appending.offset);
+        let (mut disk, mut cursor) = (appending.disk, appending.cursor);
         let mut extents = Vec::new();
         let mut bytes = 0;
-        'full: while let Some(overlay) = cut.overlays.get(disk) {
-            for (at, len, content) in overlay.iter_from(offset) {
-                if bytes >= STEP_BYTES || extents.len() >= STEP_EXTENTS {
-                    break 'full;
-                }
-                let content = log_content(content);
-                if let epoch_log::Content::Data(_) = content {
-                    bytes += len;
-                }
-                extents.push(Extent {
-                    disk: disk_number(disk),
-                    offset: at,
-                    len,
-                    content,
-                });
-                offset = at + len;
+        while bytes < STEP_BYTES && extents.len() < STEP_EXTENTS {
+            let Some(overlay) = cut.overlays.get(disk) else {
+                break;
+            };
+            let Some((offset, len, content)) = overlay.next_part(&mut cursor) else {
+                disk += 1;
+                cursor = Cursor::default();
+                continue;
+            };
+            let content = log_content(content);
+            if let epoch_log::Content::Data(_) = content {
+                bytes += len;
             }
-            disk += 1;
-            offset = 0;
+            extents.push(Extent {
+                disk: disk_number(disk),
+                offset,
+                len,
+                content,
+            });
         }
         if !extents.is_empty() {
             let generation = log.state().generation;
             log.append(generation, cut.epoch, &extents)?;
         }
-        (appending.disk, appending.offset) = (disk, offset);
+        (appending.disk, appending.cursor) = (disk, cursor);
         if disk == cut.overlays.len() {
             appending.done = true;
             failpoint::hit("gateway-after-append");

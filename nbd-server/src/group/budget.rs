@@ -1,17 +1,14 @@
 //! The memory that a group's epochs may hold. Counts bytes; knows nothing of disks or epochs.
-//!
-//! A guest's payload arrives as a [`Bytes`] of its own and is cut into slices by later writes. Its buffer lives while any
-//! slice of it lives, so that is how long it is charged: [`Budget::hold`] ties the charge to the buffer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::Bytes;
-
 use super::bell::Bell;
+use super::slabs::{Slab, SlabPool};
 
-/// What one held buffer costs beyond its bytes: its allocation, the owner behind it, and the charge.
-const BUFFER_BYTES: u64 = 128;
+/// This part of the limit may wait as warm slabs for the next epochs. New memory has to be found and cleared by the kernel,
+/// which on a virtual machine costs more than the write itself.
+const IDLE_PART: u64 = 4;
 
 /// How full a budget is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +26,7 @@ pub struct Budget {
     held: AtomicU64,
     relieved: AtomicBool,
     bell: Arc<Bell>,
+    slabs: Arc<SlabPool>,
 }
 
 impl Budget {
@@ -39,6 +37,7 @@ impl Budget {
             held: AtomicU64::new(0),
             relieved: AtomicBool::new(false),
             bell,
+            slabs: Arc::new(SlabPool::new(limit / IDLE_PART)),
         })
     }
 
@@ -66,6 +65,11 @@ impl Budget {
         }
     }
 
+    /// More than a quarter is held: what can give memory back should.
+    pub fn is_busy(&self) -> bool {
+        self.held() > self.limit / 4
+    }
+
     /// Lets writes in although the limit is reached, until [`Budget::unrelieve`].
     pub fn relieve(&self) {
         self.relieved.store(true, Ordering::Relaxed);
@@ -77,13 +81,9 @@ impl Budget {
         self.relieved.store(false, Ordering::Relaxed);
     }
 
-    /// The same bytes, charged until the last slice of them is dropped. Copies nothing.
-    pub fn hold(self: &Arc<Self>, data: Bytes) -> Bytes {
-        let charge = self.charge(BUFFER_BYTES.saturating_add(data.len() as u64));
-        Bytes::from_owner(Held {
-            data,
-            _charge: charge,
-        })
+    /// A slab of at least `at_least` bytes, a small one if it is the `first` of an overlay. Whoever holds it charges it.
+    pub fn slab(&self, first: bool, at_least: usize) -> Slab {
+        self.slabs.take(first, at_least)
     }
 
     /// Charges `bytes` until the charge is dropped.
@@ -104,6 +104,21 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// What is taken.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes `bytes` more.
+    pub fn grow(&mut self, bytes: u64) {
+        self.resize(self.bytes + bytes);
+    }
+
+    /// Gives `bytes` back.
+    pub fn shrink(&mut self, bytes: u64) {
+        self.resize(self.bytes.saturating_sub(bytes));
+    }
+
     /// Changes what is taken to `bytes`.
     pub fn resize(&mut self, bytes: u64) {
         if bytes >= self.bytes {
@@ -132,34 +147,9 @@ impl Budget {
     }
 }
 
-struct Held {
-    data: Bytes,
-    _charge: Charge,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.data
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_buffer_is_charged_while_any_slice_of_it_lives() {
-        let budget = Budget::new(1000, Arc::default());
-        let held = budget.hold(Bytes::from(vec![7; 900]));
-        let slice = held.slice(10..11);
-        drop(held);
-        assert_eq!(budget.held(), 900 + BUFFER_BYTES);
-        assert!(!budget.admits());
-        assert_eq!(&slice[..], &[7]);
-        drop(slice);
-        assert_eq!(budget.held(), 0);
-        assert!(budget.admits());
-    }
 
     #[test]
     fn the_bell_rings_when_the_held_bytes_fall_below_the_limit() {

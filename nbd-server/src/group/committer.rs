@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::appender::Appender;
 use super::barriers::{Gate, Input, LogOp, LogOutcome, Phase};
 use super::error::{GroupError, Part, with_sources};
-use super::shared::{Answer, Job, Reply, Shared};
+use super::shared::{Answer, Job, Order, Reply, Shared};
 use crate::export::IoError;
 use crate::failpoint;
 
@@ -35,6 +35,8 @@ pub struct Committer {
     /// Not before this is what failed tried again.
     retry_at: Option<Instant>,
     next_self_commit: Instant,
+    /// When the commit that is being carried out was asked for.
+    commit_asked: Instant,
     /// Applied, but the log does not say so yet.
     applied: Option<Epoch>,
     drain_waiters: Vec<(Input, Reply)>,
@@ -59,6 +61,7 @@ impl Committer {
             appender: Appender::default(),
             retry_at: None,
             next_self_commit: Instant::now() + interval,
+            commit_asked: Instant::now(),
             applied: None,
             drain_waiters: Vec::new(),
             flushers: Vec::new(),
@@ -77,7 +80,7 @@ impl Committer {
         for disk in &self.shared.disks {
             let mut state = disk.lock();
             state.generation = generation;
-            state.gate = core.barriers.gate();
+            state.set_gate(core.barriers.gate());
         }
         // Nobody listened, and nobody was attached.
         core.entries.clear();
@@ -125,6 +128,7 @@ impl Committer {
         self.retry_at = Some(Instant::now() + RETRY);
         // A self-commit that failed is due again; if it was something else, one more does no harm.
         self.next_self_commit = Instant::now();
+        self.hurry();
     }
 
     /// The next job; none when something in the background is due.
@@ -156,7 +160,11 @@ impl Committer {
 
     fn handle(&mut self, job: Job) {
         match job {
-            Job::Request(input, reply) => self.request(input, reply),
+            Job::Request {
+                input,
+                reply,
+                asked,
+            } => self.request(input, reply, asked),
             Job::Sealed => self.appender.follow(&self.shared.core()),
             Job::Flush(flusher) => self.flushers.push(flusher),
             Job::Pressure => {
@@ -179,22 +187,23 @@ impl Committer {
         }
     }
 
-    fn request(&mut self, input: Input, reply: Reply) {
+    fn request(&mut self, input: Input, reply: Reply, asked: Instant) {
         let drains = matches!(input, Input::DrainToSync { .. } | Input::Detach { .. });
-        match self.decide(input.clone()) {
+        match self.decide(input.clone(), asked) {
             Ok(_) if drains => self.drain_waiters.push((input, reply)),
             // The caller may be gone.
             outcome => drop(reply.send(outcome)),
         }
     }
 
-    fn decide(&mut self, input: Input) -> Result<Answer, GroupError> {
+    fn decide(&mut self, input: Input, asked: Instant) -> Result<Answer, GroupError> {
         self.perform_outstanding()?;
         if matches!(input, Input::AttachSource { .. }) {
             // What clients of a group without a source were told is written, shall be there when the VM starts.
             self.self_commit()?;
         }
         self.step(input)?;
+        self.commit_asked = asked;
         self.perform_outstanding()?;
         Ok(self.answer())
     }
@@ -250,6 +259,9 @@ impl Committer {
             self.shared.clear_error(Part::Log);
             return Ok(());
         };
+        if outcome == LogOutcome::Retry {
+            self.hurry();
+        }
         if outcome == LogOutcome::Retry && ops.iter().any(|op| matches!(op, LogOp::SetMode(_))) {
             // A switch to async mode that is taken back must leave nothing behind.
             self.log.abort()?;
@@ -299,8 +311,17 @@ impl Committer {
         let generation = self.log.state().generation;
         self.log.commit(generation, epoch, standby)?;
         failpoint::hit("gateway-after-commit-record");
+        self.count_commit(epoch);
         self.appender.committed(epoch);
         Ok(())
+    }
+
+    fn count_commit(&self, epoch: Epoch) {
+        let core = self.shared.core();
+        let cut = core.cuts.iter().find(|cut| cut.epoch == epoch);
+        let bytes = cut.map_or(0, |cut| cut.data_bytes());
+        let took = self.commit_asked.elapsed();
+        self.shared.commits.committed(took, bytes);
     }
 
     /// Seals and commits what a group without a source holds. Does nothing for one with a source.
@@ -334,6 +355,7 @@ impl Committer {
                 epoch: next,
                 standby: None,
             })?;
+            self.commit_asked = Instant::now();
             self.perform_outstanding()?;
         }
     }
@@ -390,6 +412,7 @@ impl Committer {
             Phase::Draining { .. } | Phase::Backlog
         );
         if draining {
+            self.hurry();
             return;
         }
         for (input, waiter) in std::mem::take(&mut self.drain_waiters) {
@@ -403,12 +426,25 @@ impl Committer {
         }
     }
 
+    /// Somebody waits for the images, or for the space that the log gives back once they have everything.
+    fn hurry(&self) {
+        let behind = {
+            let barriers = &self.shared.core().barriers;
+            barriers.applied() < barriers.committed()
+        };
+        if behind {
+            // If the applier is gone, so is the gateway soon.
+            let _ = self.shared.apply.send(Order::Hurry);
+        }
+    }
+
     fn begin_stop(&mut self) {
         // From here on the gate stays closed, see `Shared::perform`.
         for disk in &self.shared.disks {
-            disk.lock().gate = Gate::Closed;
+            disk.lock().set_gate(Gate::Closed);
         }
         self.flush();
+        self.hurry();
         self.stop = Some(Instant::now() + STOP_PATIENCE);
     }
 

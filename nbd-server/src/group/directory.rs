@@ -1,20 +1,28 @@
-//! Finds exports by name: `group/disk`, `group/disk@instance`, and the plain names of exports outside of groups.
+//! Finds exports by name: `group/disk`, `group/disk@instance`, and the plain names of exports outside of groups. What there is to
+//! find can change while clients are attached; who may change it is decided by [`crate::gateway`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{Group, Refusal};
-use crate::control::api::ExportStatus;
 use crate::export::{Cutter, Export, ExportDirectory, ExportInfo, ExportListing, OpenRefused};
-use crate::raw_export::RawExport;
+use crate::served::Served;
 
-/// All exports of a gateway.
+/// All exports of a gateway. Looked into when a client attaches, never by a request.
 #[derive(Debug, Default)]
 pub struct Directory {
-    groups: BTreeMap<String, Arc<Group>>,
-    exports: BTreeMap<String, Arc<RawExport>>,
+    contents: RwLock<Contents>,
+}
+
+/// What there is to find.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The groups, by name.
+    pub groups: BTreeMap<String, Arc<Group>>,
+    /// What is exported outside of groups, by name.
+    pub exports: BTreeMap<String, Arc<Served>>,
     /// Second names: from the alias to `group/disk`.
-    aliases: BTreeMap<String, String>,
+    pub aliases: BTreeMap<String, String>,
 }
 
 /// The name of an export, taken apart.
@@ -46,76 +54,43 @@ pub fn export_name(group: &str, disk: &str, instance: &str) -> String {
 }
 
 impl Directory {
-    /// A directory of these groups and exports, each by its name, and of second names for disks of groups.
-    pub fn new(
-        groups: BTreeMap<String, Arc<Group>>,
-        exports: BTreeMap<String, Arc<RawExport>>,
-        aliases: BTreeMap<String, String>,
-    ) -> Self {
+    /// A directory of these groups, exports and second names.
+    pub fn new(contents: Contents) -> Self {
         Self {
-            groups,
-            exports,
-            aliases,
+            contents: RwLock::new(contents),
         }
     }
 
+    /// What there is now. Nobody attaches while [`Directory::change`] is held, and the other way round, so keep neither for long.
+    pub fn look(&self) -> RwLockReadGuard<'_, Contents> {
+        self.contents.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, to change it.
+    pub fn change(&self) -> RwLockWriteGuard<'_, Contents> {
+        self.contents
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group of that name.
+    pub fn group(&self, name: &str) -> Option<Arc<Group>> {
+        self.look().groups.get(name).cloned()
+    }
+
+    /// All groups, by name.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.look().groups.values().cloned().collect()
+    }
+}
+
+impl Contents {
     /// The name that is meant: an alias stands for a disk of a group.
     fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
         self.aliases.get(name).map_or(name, String::as_str)
     }
 
-    /// The group of that name.
-    pub fn group(&self, name: &str) -> Option<&Arc<Group>> {
-        self.groups.get(name)
-    }
-
-    /// All groups, by name.
-    pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.groups.values()
-    }
-
-    /// What is exported outside of groups.
-    pub fn export_status(&self) -> Vec<ExportStatus> {
-        let status = |(name, export): (&String, &Arc<RawExport>)| {
-            let info = export.info();
-            ExportStatus {
-                name: name.clone(),
-                size: info.size,
-                read_only: info.read_only,
-            }
-        };
-        self.exports.iter().map(status).collect()
-    }
-
-    fn unknown(&self, name: &str) -> OpenRefused {
-        let names: Vec<_> = self
-            .list()
-            .into_iter()
-            .map(|listing| listing.name)
-            .collect();
-        let exports = names.join(", ");
-        OpenRefused::Unknown(format!(
-            "there is no export '{name}'; this gateway has: {exports}"
-        ))
-    }
-
-    fn in_group<T>(
-        &self,
-        name: &str,
-        ask: impl FnOnce(&Group, &str, Option<&str>) -> Option<Result<T, Refusal>>,
-    ) -> Result<T, OpenRefused> {
-        Name::parse(name)
-            .and_then(|name| {
-                let group = self.groups.get(name.group)?;
-                ask(group, name.disk, name.instance)
-            })
-            .ok_or_else(|| self.unknown(name))?
-            .map_err(|refusal| OpenRefused::Policy(refusal.to_string()))
-    }
-}
-
-impl ExportDirectory for Directory {
-    fn list(&self) -> Vec<ExportListing> {
+    fn listings(&self) -> Vec<ExportListing> {
         let aliases = self.aliases.iter().map(|(alias, name)| ExportListing {
             name: alias.clone(),
             description: format!("the same as {name}"),
@@ -128,25 +103,77 @@ impl ExportDirectory for Directory {
         });
         let exports = self.exports.iter().map(|(name, export)| ExportListing {
             name: name.clone(),
-            description: export.info().description,
+            description: export.raw().info().description,
         });
         disks.chain(exports).chain(aliases).collect()
     }
 
+    /// The names of all exports, for people.
+    pub fn names(&self) -> String {
+        let names: Vec<_> = self
+            .listings()
+            .into_iter()
+            .map(|listing| listing.name)
+            .collect();
+        names.join(", ")
+    }
+
+    fn in_group<T>(
+        &self,
+        name: &str,
+        ask: impl FnOnce(&Group, &str, Option<&str>) -> Option<Result<T, Refusal>>,
+    ) -> Result<T, OpenRefused> {
+        Name::parse(name)
+            .and_then(|name| {
+                let group = self.groups.get(name.group)?;
+                ask(group, name.disk, name.instance)
+            })
+            .ok_or_else(|| {
+                OpenRefused::Unknown(format!(
+                    "there is no export '{name}'; this gateway has: {}",
+                    self.names()
+                ))
+            })?
+            .map_err(|refusal| OpenRefused::Policy(refusal.to_string()))
+    }
+}
+
+impl ExportDirectory for Directory {
+    fn names(&self, name: &str) -> Vec<String> {
+        let contents = self.look();
+        let disk = if contents.exports.contains_key(name) {
+            name
+        } else {
+            let name = contents.resolve(name);
+            name.split_once('@').map_or(name, |(disk, _)| disk)
+        };
+        let aliases = contents.aliases.iter();
+        let aliases = aliases.filter(|(_, of)| of.as_str() == disk);
+        let aliases = aliases.map(|(alias, _)| alias.clone());
+        aliases.chain([disk.to_owned()]).collect()
+    }
+
+    fn list(&self) -> Vec<ExportListing> {
+        self.look().listings()
+    }
+
     fn describe(&self, name: &str) -> Result<ExportInfo, OpenRefused> {
-        match self.exports.get(name) {
-            Some(export) => Ok(export.info()),
-            None => self.in_group(self.resolve(name), |group, disk, instance| {
+        let contents = self.look();
+        match contents.exports.get(name) {
+            Some(export) => Ok(export.raw().info()),
+            None => contents.in_group(contents.resolve(name), |group, disk, instance| {
                 group.describe(disk, instance)
             }),
         }
     }
 
     fn open(&self, name: &str, cutter: Cutter) -> Result<Arc<dyn Export>, OpenRefused> {
-        if let Some(export) = self.exports.get(name) {
-            return Ok(Arc::clone(export) as Arc<dyn Export>);
+        // Under the lock: what is taken out of the directory has no further attachments.
+        let contents = self.look();
+        if let Some(export) = contents.exports.get(name) {
+            return Ok(Arc::new(export.attach(cutter)));
         }
-        let export = self.in_group(self.resolve(name), |group, disk, instance| {
+        let export = contents.in_group(contents.resolve(name), |group, disk, instance| {
             group.attach(disk, instance, cutter)
         })?;
         Ok(Arc::new(export))

@@ -5,6 +5,7 @@
 //! another lock while it holds its own.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -14,8 +15,9 @@ use epoch_log::{Epoch, Generation};
 use super::barriers::{FlushRule, Gate};
 use super::budget::Budget;
 use super::image::Image;
-use super::overlay::{Overlay, Span, part_of};
+use super::overlay::{Clear, Content, Overlay, Span, part_of};
 use crate::export::IoError;
+use crate::metrics::Meter;
 
 /// Stands for "of no generation: a standby's".
 const PARKED: u64 = u64::MAX;
@@ -65,15 +67,17 @@ impl Rights {
 
 /// What a write puts on a disk.
 #[derive(Debug, Clone)]
-pub enum Change {
-    /// These bytes.
+pub enum Change<'a> {
+    /// A copy of these bytes.
+    Copy(&'a [u8]),
+    /// These bytes, with the buffer that holds them.
     Data(Bytes),
-    /// Zeros, or anything (`trim`), for `len` bytes.
+    /// No data, for `len` bytes.
     Clear {
         /// Length in bytes.
         len: u64,
-        /// The guest no longer needs the range.
-        trim: bool,
+        /// How.
+        clear: Clear,
     },
 }
 
@@ -105,7 +109,9 @@ pub struct Layer {
 #[derive(Debug)]
 pub struct DiskState {
     /// What writes do.
-    pub gate: Gate,
+    gate: Gate,
+    /// The same for those who have no lock yet: writes go into the open epoch. Only a hint.
+    holds: Arc<AtomicBool>,
     /// Whose writes are let in.
     pub generation: Generation,
     /// What is written now.
@@ -125,6 +131,13 @@ enum Access {
 }
 
 impl DiskState {
+    /// Sets what writes do.
+    pub fn set_gate(&mut self, gate: Gate) {
+        self.gate = gate;
+        self.holds
+            .store(matches!(gate, Gate::Held(_)), Ordering::Relaxed);
+    }
+
     fn access(&self, rights: &Rights) -> Result<Access, IoError> {
         let generation = rights.generation.load(Ordering::Relaxed);
         if generation == PARKED {
@@ -155,38 +168,47 @@ impl DiskState {
                 .all(|l| committed(l) || l.overlay.is_empty())
     }
 
+    /// The layers that an attachment sees, newest first.
+    fn layers(&self, access: Access) -> impl Iterator<Item = &Overlay> {
+        let open = (access == Access::Full).then_some(&self.open);
+        let sealed = self
+            .layers
+            .iter()
+            .rev()
+            .filter(move |layer| access == Access::Full || layer.epoch <= self.committed)
+            .map(|layer| layer.overlay.as_ref());
+        open.into_iter()
+            .chain(sealed)
+            .filter(|layer| !layer.is_empty())
+    }
+
     /// Fills what the layers cover, newest first; what remains is the image's.
     fn read_layers(&self, access: Access, offset: u64, buf: &mut [u8]) -> Vec<Span> {
         let mut gaps = vec![Span {
             start: offset,
             end: offset + buf.len() as u64,
         }];
-        if access == Access::Full {
-            self.open.read(offset, buf, &mut gaps);
-        }
-        for layer in self.layers.iter().rev() {
+        for layer in self.layers(access) {
             if gaps.is_empty() {
                 break;
             }
-            if access == Access::Full || layer.epoch <= self.committed {
-                layer.overlay.read(offset, buf, &mut gaps);
-            }
+            layer.read(offset, buf, &mut gaps);
         }
         gaps
     }
-}
 
-/// Requests and bytes since the gateway started.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// READ requests answered.
-    pub reads: AtomicU64,
-    /// WRITE, TRIM and WRITE_ZEROES requests answered.
-    pub writes: AtomicU64,
-    /// Bytes read.
-    pub bytes_read: AtomicU64,
-    /// Bytes of WRITE requests.
-    pub bytes_written: AtomicU64,
+    /// Whether the image has all of a range.
+    fn is_untouched(&self, access: Access, offset: u64, len: u64) -> bool {
+        let mut touched = false;
+        let mut gaps = vec![Span {
+            start: offset,
+            end: offset + len,
+        }];
+        for layer in self.layers(access) {
+            layer.cover(&mut gaps, |_, _| touched = true);
+        }
+        !touched
+    }
 }
 
 /// One disk.
@@ -198,9 +220,11 @@ pub struct Disk {
     pub read_only: bool,
     /// The lowest layer.
     pub image: Image,
-    /// What was done.
-    pub counters: Counters,
+    /// What its connections have done.
+    pub meter: Arc<Meter>,
     state: RwLock<DiskState>,
+    /// See [`DiskState`].
+    holds: Arc<AtomicBool>,
     budget: Arc<Budget>,
 }
 
@@ -213,8 +237,10 @@ impl Disk {
         budget: &Arc<Budget>,
         committed: Epoch,
     ) -> Self {
+        let holds = Arc::new(AtomicBool::new(false));
         let state = DiskState {
             gate: Gate::Closed,
+            holds: Arc::clone(&holds),
             generation: Generation(0),
             open: Overlay::new(budget),
             layers: VecDeque::new(),
@@ -224,8 +250,9 @@ impl Disk {
             name,
             read_only,
             image,
-            counters: Counters::default(),
+            meter: Arc::default(),
             state: RwLock::new(state),
+            holds,
             budget: Arc::clone(budget),
         }
     }
@@ -257,6 +284,37 @@ impl Disk {
         .map(|_| ())
     }
 
+    /// The image's file, if it has the newest of this range, and in the page cache.
+    pub fn cached_in(&self, rights: &Rights, offset: u64, len: u64) -> Option<&File> {
+        let state = self.look();
+        let access = state.access(rights).ok()?;
+        let untouched = state.is_untouched(access, offset, len);
+        drop(state);
+        self.image.cached(offset, len).filter(|_| untouched)
+    }
+
+    /// No layer holds anything.
+    pub fn is_bare(&self) -> bool {
+        let state = self.look();
+        state.open.is_empty() && state.layers.iter().all(|layer| layer.overlay.is_empty())
+    }
+
+    /// Tells `found` what the layers hold of `span`, in no order, and returns what is the image's.
+    pub fn cover(
+        &self,
+        rights: &Rights,
+        span: Span,
+        mut found: impl FnMut(Span, Content<'_>),
+    ) -> Result<Vec<Span>, IoError> {
+        let state = self.look();
+        let access = state.access(rights)?;
+        let mut gaps = vec![span];
+        for layer in state.layers(access) {
+            layer.cover(&mut gaps, &mut found);
+        }
+        Ok(gaps)
+    }
+
     fn read_with(
         &self,
         rights: &Rights,
@@ -280,10 +338,6 @@ impl Disk {
                 return Ok(false);
             }
         }
-        self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .bytes_read
-            .fetch_add(buf.len() as u64, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -292,10 +346,29 @@ impl Disk {
         &self,
         rights: &Rights,
         offset: u64,
-        change: &Change,
+        change: &Change<'_>,
         may_block: bool,
     ) -> Result<Attempt, IoError> {
         loop {
+            // Both ways check again under the lock that they take.
+            if self.holds.load(Ordering::Relaxed) {
+                let mut state = self.lock();
+                state.write_access(rights)?;
+                let gate = state.gate;
+                if !matches!(gate, Gate::Held(_)) {
+                    continue;
+                }
+                if !self.budget.admits() {
+                    return Ok(Attempt::OverBudget(gate));
+                }
+                match change {
+                    Change::Copy(data) => state.open.write(offset, data),
+                    Change::Data(data) => state.open.write_owned(offset, data.clone()),
+                    Change::Clear { len, clear } => state.open.clear(offset, *len, *clear),
+                }
+                drop(state);
+                return Ok(Attempt::Held(gate));
+            }
             let state = self.look();
             state.write_access(rights)?;
             match state.gate {
@@ -305,40 +378,15 @@ impl Disk {
                 Gate::Through => {
                     // Under the lock: a change of the gate waits until the image has it.
                     match change {
+                        Change::Copy(data) => self.image.write(offset, data)?,
                         Change::Data(data) => self.image.write(offset, data)?,
-                        Change::Clear { len, trim } => self.image.clear(offset, *len, *trim)?,
+                        Change::Clear { len, clear } => self.image.clear(offset, *len, *clear)?,
                     }
-                    self.count(change);
                     return Ok(Attempt::Through);
                 }
+                // The gate has changed since the hint was read.
                 Gate::Held(_) => {}
             }
-            drop(state);
-            let mut state = self.lock();
-            state.write_access(rights)?;
-            let gate = state.gate;
-            if !matches!(gate, Gate::Held(_)) {
-                continue;
-            }
-            if !self.budget.admits() {
-                return Ok(Attempt::OverBudget(gate));
-            }
-            match change {
-                Change::Data(data) => state.open.write(offset, data.clone()),
-                Change::Clear { len, trim } => state.open.clear(offset, *len, *trim),
-            }
-            drop(state);
-            self.count(change);
-            return Ok(Attempt::Held(gate));
-        }
-    }
-
-    fn count(&self, change: &Change) {
-        self.counters.writes.fetch_add(1, Ordering::Relaxed);
-        if let Change::Data(data) = change {
-            self.counters
-                .bytes_written
-                .fetch_add(data.len() as u64, Ordering::Relaxed);
         }
     }
 

@@ -1,6 +1,7 @@
 //! One connection to one disk of a group, as the NBD half of the crate sees it. All it decides is when to wait; what is
 //! allowed is behind [`Rights`] and the disk's gate.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,8 +10,11 @@ use tokio::sync::oneshot;
 use super::barriers::{FlushRule, Gate};
 use super::budget::Fill;
 use super::disk::{Attempt, Change, Disk, Rights};
+use super::layout;
+use super::overlay::{Clear, Span};
 use super::shared::{Job, Shared};
-use crate::export::{Export, ExportInfo, IoError};
+use crate::export::{BlockExtent, Export, ExportInfo, HeldExtent, IoError};
+use crate::metrics::Meter;
 
 /// One attachment.
 #[derive(Debug)]
@@ -40,7 +44,12 @@ impl DiskExport {
     }
 
     /// Writes if that needs no waiting.
-    fn attempt(&self, offset: u64, change: &Change, may_block: bool) -> Result<Attempt, IoError> {
+    fn attempt(
+        &self,
+        offset: u64,
+        change: &Change<'_>,
+        may_block: bool,
+    ) -> Result<Attempt, IoError> {
         let attempt = self.disk.write(&self.rights, offset, change, may_block)?;
         let held = match attempt {
             Attempt::Held(gate) => gate,
@@ -55,7 +64,7 @@ impl DiskExport {
         Ok(attempt)
     }
 
-    fn change(&self, offset: u64, change: &Change, fua: bool) -> Result<(), IoError> {
+    fn change(&self, offset: u64, change: &Change<'_>, fua: bool) -> Result<(), IoError> {
         loop {
             let ticket = self.shared.bell.ticket();
             match self.attempt(offset, change, true)? {
@@ -66,6 +75,15 @@ impl DiskExport {
             self.wait(ticket)?;
         }
         if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Changes the disk if that needs no waiting; false if it does.
+    fn try_change(&self, offset: u64, change: &Change<'_>, fua: bool) -> Result<bool, IoError> {
+        if fua {
+            return Ok(false);
+        }
+        let attempt = self.attempt(offset, change, false)?;
+        Ok(matches!(attempt, Attempt::Through | Attempt::Held(_)))
     }
 
     /// Waits until something about the group has changed.
@@ -89,6 +107,10 @@ impl Export for DiskExport {
         self.info.clone()
     }
 
+    fn meter(&self) -> Option<Arc<Meter>> {
+        Some(Arc::clone(&self.disk.meter))
+    }
+
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, IoError> {
         self.disk.try_read(&self.rights, offset, buf)
     }
@@ -97,12 +119,16 @@ impl Export for DiskExport {
         self.disk.read(&self.rights, offset, buf)
     }
 
-    fn try_write(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError> {
-        if fua {
-            return Ok(false);
-        }
-        let attempt = self.attempt(offset, &Change::Data(data.clone()), false)?;
-        Ok(matches!(attempt, Attempt::Through | Attempt::Held(_)))
+    fn cached_in(&self, offset: u64, len: u64) -> Option<&File> {
+        self.disk.cached_in(&self.rights, offset, len)
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Result<bool, IoError> {
+        self.try_change(offset, &Change::Copy(data), fua)
+    }
+
+    fn try_write_owned(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError> {
+        self.try_change(offset, &Change::Data(data.clone()), fua)
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError> {
@@ -126,14 +152,14 @@ impl Export for DiskExport {
     }
 
     fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), IoError> {
-        self.change(offset, &Change::Clear { len, trim: true }, fua)
+        self.change(offset, &cleared(len, Clear::Trim), fua)
     }
 
     fn write_zeroes(
         &self,
         offset: u64,
         len: u64,
-        _may_trim: bool,
+        may_trim: bool,
         fast: bool,
         fua: bool,
     ) -> Result<(), IoError> {
@@ -141,8 +167,42 @@ impl Export for DiskExport {
         if fast && self.disk.flush_gate(&self.rights)? == Some(Gate::Through) {
             return Err(IoError::NotSup);
         }
-        self.change(offset, &Change::Clear { len, trim: false }, fua)
+        let clear = if may_trim { Clear::Hole } else { Clear::Zero };
+        self.change(offset, &cleared(len, clear), fua)
     }
+
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max_extents: usize,
+    ) -> Result<Vec<BlockExtent>, IoError> {
+        layout::allocation(&self.disk, &self.rights, span(offset, len), max_extents)
+    }
+
+    fn held_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max_extents: usize,
+    ) -> Result<Vec<HeldExtent>, IoError> {
+        layout::held(&self.disk, &self.rights, span(offset, len), max_extents)
+    }
+
+    fn cache(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        Ok(self.disk.image.cache(offset, len)?)
+    }
+}
+
+fn span(offset: u64, len: u64) -> Span {
+    Span {
+        start: offset,
+        end: offset.saturating_add(len),
+    }
+}
+
+fn cleared(len: u64, clear: Clear) -> Change<'static> {
+    Change::Clear { len, clear }
 }
 
 impl Drop for DiskExport {

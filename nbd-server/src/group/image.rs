@@ -1,54 +1,19 @@
 //! The image of one disk: a raw file or a block device. Knows bytes and nothing of epochs.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::applier::log_clear;
+use super::overlay::{Clear, Span};
+use crate::export::BlockExtent;
+use crate::image_file::{Access, Device, Extents, ImageFile};
+use crate::page_cache;
 use epoch_log::{Content, Extent, apply};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::{Errno, ReadWriteFlags, pwritev};
 
-/// Why an image can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// There is no such file.
-    #[error(
-        "the image {path} does not exist; create it with `truncate -s 10G {path}` or `qemu-img create -f raw {path} 10G`",
-        path = .path.display()
-    )]
-    Missing {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The file is empty.
-    #[error("the image {path} has no bytes; give it its size with `truncate -s 10G {path}`", path = .path.display())]
-    Empty {
-        /// The image.
-        path: PathBuf,
-    },
-    /// Somebody else has it.
-    #[error("the image {path} is in use by another server; two writers would destroy it", path = .path.display())]
-    Locked {
-        /// The image.
-        path: PathBuf,
-    },
-    /// Neither a file nor a block device.
-    #[error("the image {path} is neither a regular file nor a block device", path = .path.display())]
-    Kind {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The system refused.
-    #[error("the image {path} can't be opened", path = .path.display())]
-    Open {
-        /// The image.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-}
+pub use crate::image_file::ImageError;
 
 /// An open image.
 #[derive(Debug)]
@@ -56,64 +21,30 @@ pub struct Image {
     path: PathBuf,
     file: File,
     size: u64,
+    /// Set for a block device.
+    device: Option<Device>,
+    extents: Extents,
     identity: (u64, u64),
 }
 
 impl Image {
     /// Opens the image at `path`. It keeps the size that it has now.
+    ///
+    /// # Errors
+    /// [`ImageError`].
     pub fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
-        let failed = |source: io::Error| {
-            let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::NotFound => ImageError::Missing { path },
-                _ => ImageError::Open { path, source },
-            }
+        let access = Access {
+            read_only,
+            direct: false,
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        let kind = metadata.file_type();
-        let (size, identity) = if kind.is_file() {
-            (metadata.len(), (metadata.dev(), metadata.ino()))
-        } else if kind.is_block_device() {
-            (
-                file.seek(SeekFrom::End(0)).map_err(failed)?,
-                (0, metadata.rdev()),
-            )
-        } else {
-            return Err(ImageError::Kind {
-                path: path.to_owned(),
-            });
-        };
-        if size == 0 {
-            return Err(ImageError::Empty {
-                path: path.to_owned(),
-            });
-        }
-        let lock = if read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(&file, lock) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(ImageError::Locked {
-                    path: path.to_owned(),
-                });
-            }
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the image can't be locked; see that no one else uses it");
-            }
-        }
+        let image = ImageFile::open(path, access)?;
         Ok(Self {
-            path: path.to_owned(),
-            file,
-            size,
-            identity,
+            path: image.path,
+            file: image.file,
+            size: image.size,
+            device: image.device,
+            extents: Extents::default(),
+            identity: image.identity,
         })
     }
 
@@ -150,6 +81,16 @@ impl Image {
         }
     }
 
+    /// The file, if all of this range is in the page cache.
+    pub fn cached(&self, offset: u64, len: u64) -> Option<&File> {
+        page_cache::holds(&self.file, offset, len).then_some(&self.file)
+    }
+
+    /// Begins to read a range into the page cache.
+    pub fn cache(&self, offset: u64, len: u64) -> io::Result<()> {
+        page_cache::prefetch(&self.file, offset, len)
+    }
+
     /// Fills `buf` from `offset`.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
@@ -157,7 +98,28 @@ impl Image {
 
     /// Applies one extent: data, zeros or a trim.
     pub fn apply(&self, extent: &Extent<'_>) -> io::Result<()> {
-        apply::apply_extent(&self.file, extent)
+        let Some(device) = self.device else {
+            return apply::apply_extent(&self.file, extent);
+        };
+        match extent.content {
+            Content::Data(_) => apply::apply_extent(&self.file, extent),
+            Content::Trim => device.discard(&self.file, extent.offset, extent.len),
+            // The device zeroes whole sectors by itself, and would refuse all for the sake of the ends.
+            Content::Zero | Content::Hole => {
+                let parts = device.split(extent.offset, extent.len);
+                parts
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .try_for_each(|part| {
+                        let part = Extent {
+                            offset: part.start,
+                            len: part.end - part.start,
+                            ..*extent
+                        };
+                        apply::apply_extent(&self.file, &part)
+                    })
+            }
+        }
     }
 
     /// Writes `data` at `offset`.
@@ -170,15 +132,41 @@ impl Image {
         })
     }
 
-    /// Zeros or trims a range.
-    pub fn clear(&self, offset: u64, len: u64, trim: bool) -> io::Result<()> {
-        let content = if trim { Content::Trim } else { Content::Zero };
+    /// Writes `parts`, at most 1024, one behind the other from `offset` on. They are used up.
+    pub fn write_vectored(&self, mut offset: u64, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        while !parts.is_empty() {
+            match pwritev(&self.file, parts, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut parts, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to bring what was written to a range to the storage, so that [`Image::sync`] has less to wait for.
+    pub fn begin_writeback(&self, offset: u64, len: u64) {
+        page_cache::begin_writeback(&self.file, offset, len);
+    }
+
+    /// Clears a range.
+    pub fn clear(&self, offset: u64, len: u64, clear: Clear) -> io::Result<()> {
+        self.extents.forget();
         self.apply(&Extent {
             disk: 0,
             offset,
             len,
-            content,
+            content: log_clear(clear),
         })
+    }
+
+    /// Where a range has data and where it has holes, as far as the file system can tell: at most `max` extents.
+    pub fn extents(&self, span: Span, max: usize) -> io::Result<Vec<BlockExtent>> {
+        Ok(self.extents.find(&self.file, span.start..span.end, max)?)
     }
 
     /// Makes everything written durable.

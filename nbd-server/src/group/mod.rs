@@ -19,27 +19,34 @@ pub mod directory;
 mod disk;
 mod disk_export;
 mod error;
+mod figures;
 mod image;
+mod layout;
 pub(crate) mod open;
 pub mod overlay;
 mod refusal;
 mod shared;
+mod slabs;
 mod status;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use epoch_log::{Epoch, Generation};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::control::api::Event;
 use crate::export::{Cutter, ExportInfo};
-use barriers::{Admission, Input};
+use barriers::{Admission, Input, Phase};
 use disk::{Disk, Rights};
 use shared::{Entry, Job, Order, Shared};
 
 pub use disk_export::DiskExport;
 pub use error::GroupError;
+pub(crate) use error::with_sources;
+pub use figures::Figures;
 pub use image::{Image, ImageError};
 pub use open::{DiskConfig, GroupConfig, GroupMode, OpenError, Progress, valid_name};
 pub use refusal::Refusal;
@@ -54,12 +61,16 @@ pub struct Sealed {
     pub bytes: u64,
     /// This seal led from sync mode to async mode, so the epoch is empty.
     pub empty_first: bool,
+    /// Only a higher generation can undo it.
+    pub safe: bool,
 }
 
 /// A group and its two threads. Dropping it without [`Group::stop`] is like a crash: what is not committed is lost.
 #[derive(Debug)]
 pub struct Group {
     shared: Arc<Shared>,
+    /// Directory of the epoch log.
+    log: PathBuf,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -95,11 +106,17 @@ impl Group {
 
     fn send(&self, input: Input) -> oneshot::Receiver<Result<Answer, GroupError>> {
         let (reply, answer) = oneshot::channel();
-        self.shared.tell(Job::Request(input, reply));
+        self.shared.tell(Job::Request {
+            input,
+            reply,
+            asked: Instant::now(),
+        });
         answer
     }
 
     /// Cuts all disks: see [`Input::Seal`]. Waits for no disk, but in sync mode for the writes that are under way.
+    ///
+    /// An epoch that is not [safe](Sealed::safe) may still vanish: ask [`Group::make_safe`] before anyone relies on it.
     ///
     /// # Errors
     /// [`GroupError::Refused`]; with [`Refusal::Busy`] it can be tried again.
@@ -108,32 +125,69 @@ impl Group {
         let held_before = core.barriers.open().is_some();
         self.shared.step(&mut core, Input::Seal { generation })?;
         let epoch = core.barriers.sealed();
-        let bytes = core.cuts.back().map_or(0, |cut| {
-            cut.overlays
-                .iter()
-                .map(|overlay| overlay.data_bytes())
-                .sum()
-        });
+        let bytes = core.cuts.back().map_or(0, |cut| cut.data_bytes());
         Ok(Sealed {
             epoch,
             bytes,
             empty_first: !held_before,
+            safe: core.barriers.phase() != Phase::Switching,
         })
     }
 
-    /// [`Group::try_seal`], waiting while the group changes its owner or mode.
+    /// [`Group::try_seal`], waiting while the group changes its owner or mode, and until the epoch is safe. Panics inside
+    /// of a runtime.
     ///
     /// # Errors
     /// [`GroupError`].
     pub fn seal(&self, generation: Generation) -> Result<Sealed, GroupError> {
-        loop {
+        let sealed = loop {
             let ticket = self.shared.bell.ticket();
             match self.try_seal(generation) {
                 Err(GroupError::Refused(Refusal::Busy)) if !self.shared.is_stopping() => {
                     self.shared.bell.wait_past(ticket);
                 }
-                outcome => return outcome,
+                outcome => break outcome?,
             }
+        };
+        if !sealed.safe {
+            self.request_blocking(Input::Advance)?;
+            self.check_sealed(generation, sealed.epoch)?;
+        }
+        Ok(Sealed {
+            safe: true,
+            ..sealed
+        })
+    }
+
+    /// Waits until async mode is recorded, after the seal that leads to it. A gateway that dies before starts again in
+    /// sync mode, with the same owner, and gives the number of that epoch to the next seal; the same if the log has no
+    /// room for the record. Nobody must have taken a checkpoint for the first one by then.
+    ///
+    /// # Errors
+    /// [`GroupError`]: there is no such epoch.
+    pub async fn make_safe(
+        &self,
+        generation: Generation,
+        sealed: Sealed,
+    ) -> Result<Sealed, GroupError> {
+        if !sealed.safe {
+            self.request(Input::Advance).await?;
+            self.check_sealed(generation, sealed.epoch)?;
+        }
+        Ok(Sealed {
+            safe: true,
+            ..sealed
+        })
+    }
+
+    fn check_sealed(&self, generation: Generation, epoch: Epoch) -> Result<(), GroupError> {
+        let core = self.shared.core();
+        core.barriers.check_owner(generation)?;
+        let sealed = core.barriers.sealed();
+        if epoch <= sealed {
+            Ok(())
+        } else {
+            Err(Refusal::NotSealed { epoch, sealed }.into())
         }
     }
 
@@ -260,6 +314,8 @@ impl Group {
                 "disk {} of group {}{what}{who}",
                 disk.name, self.shared.name
             ),
+            // QEMU holds its guest's requests meanwhile.
+            reconnects: true,
             ..ExportInfo::full(disk.image.size())
         }
     }

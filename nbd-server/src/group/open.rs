@@ -227,6 +227,7 @@ impl Group {
         committer.start().map_err(|e| start_error(config, &e))?;
         let group = Self {
             shared: Arc::clone(&shared),
+            log: config.log.clone(),
             threads: Mutex::default(),
         };
         let for_applier = Arc::clone(&shared);
@@ -348,6 +349,17 @@ fn identities(config: &GroupConfig, images: &[Image]) -> Vec<DiskIdentity> {
         .collect()
 }
 
+/// The log holds about as much as memory does until the images have it: so many segments are worth keeping for the next epochs.
+fn log_options(config: &GroupConfig) -> LogOptions {
+    let options = LogOptions::default();
+    let budget = config.memory_budget_mib.saturating_mul(1 << 20);
+    let segments = budget.div_ceil(options.segment_bytes).saturating_add(1);
+    LogOptions {
+        spare_segments: usize::try_from(segments).unwrap_or(usize::MAX),
+        ..options
+    }
+}
+
 fn recover(
     config: &GroupConfig,
     images: &[Image],
@@ -358,13 +370,9 @@ fn recover(
         source,
     };
     let identities = identities(config, images);
-    let (mut log, recovered) = EpochLog::open_or_create(
-        &config.log,
-        &config.name,
-        &identities,
-        LogOptions::default(),
-    )
-    .map_err(log_error)?;
+    let (mut log, recovered) =
+        EpochLog::open_or_create(&config.log, &config.name, &identities, log_options(config))
+            .map_err(log_error)?;
     let apply_error = |source| OpenError::Apply {
         group: config.name.clone(),
         source,

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use epoch_log::{Epoch, Generation};
 use tokio::sync::{broadcast, oneshot};
@@ -20,6 +21,7 @@ use super::refusal::Refusal;
 use crate::control::api::{AttachmentKind, Event};
 use crate::export::{Cutter, IoError};
 use crate::failpoint;
+use crate::metrics::CommitMeter;
 
 /// Events that a slow reader may be behind before it is told to look again.
 const EVENTS: usize = 64;
@@ -40,7 +42,14 @@ pub type Reply = oneshot::Sender<Result<Answer, GroupError>>;
 #[derive(Debug)]
 pub enum Job {
     /// A request that may need the log.
-    Request(Input, Reply),
+    Request {
+        /// What is to be decided.
+        input: Input,
+        /// Who waits for it.
+        reply: Reply,
+        /// Since when.
+        asked: Instant,
+    },
     /// An epoch is sealed: its data can go to the log.
     Sealed,
     /// A client of a group without a source wants everything durable.
@@ -63,6 +72,8 @@ pub enum Job {
 pub enum Order {
     /// Bring this committed epoch into the images.
     Apply(Arc<Cut>),
+    /// Somebody waits for the images: do not wait for further epochs.
+    Hurry,
     /// Stop.
     Stop,
 }
@@ -74,6 +85,13 @@ pub struct Cut {
     pub epoch: Epoch,
     /// What was written in it, by disk.
     pub overlays: Vec<Arc<Overlay>>,
+}
+
+impl Cut {
+    /// Bytes of guest data in it.
+    pub fn data_bytes(&self) -> u64 {
+        self.overlays.iter().map(|o| o.data_bytes()).sum()
+    }
 }
 
 /// One open connection.
@@ -128,6 +146,8 @@ pub struct Shared {
     pub apply: Sender<Order>,
     /// The way to the owner.
     pub events: broadcast::Sender<Event>,
+    /// What commits take.
+    pub commits: Arc<CommitMeter>,
     /// No request waits any more.
     pub stopping: AtomicBool,
     /// The owner has been told that memory is short, in this epoch.
@@ -161,6 +181,7 @@ impl Shared {
             jobs,
             apply,
             events: broadcast::channel(EVENTS).0,
+            commits: Arc::default(),
             stopping: AtomicBool::new(false),
             pressed: AtomicBool::new(false),
             core: Mutex::new(core),
@@ -190,7 +211,7 @@ impl Shared {
                     gate
                 };
                 for disk in &self.disks {
-                    disk.lock().gate = gate;
+                    disk.lock().set_gate(gate);
                 }
                 self.bell.ring();
             }

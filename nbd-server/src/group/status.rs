@@ -1,12 +1,12 @@
 //! What a group says about itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use super::Group;
 use super::barriers::Phase;
 use super::disk::Disk;
 use crate::control::api::{AttachmentStatus, DiskStatus, GroupStatus, ModeName};
+use crate::metrics::Kind;
 
 impl Group {
     /// The state of the group at one moment.
@@ -54,14 +54,15 @@ impl Group {
 
 impl Disk {
     fn status(&self) -> DiskStatus {
-        let counters = &self.counters;
+        let meter = &self.meter;
+        let changes = [Kind::Write, Kind::Trim, Kind::WriteZeroes];
         DiskStatus {
             name: self.name.clone(),
             size: self.image.size(),
-            reads: counters.reads.load(Ordering::Relaxed),
-            writes: counters.writes.load(Ordering::Relaxed),
-            bytes_read: counters.bytes_read.load(Ordering::Relaxed),
-            bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+            reads: meter.requests(Kind::Read),
+            writes: changes.into_iter().map(|kind| meter.requests(kind)).sum(),
+            bytes_read: meter.bytes(Kind::Read),
+            bytes_written: meter.bytes(Kind::Write),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! One listening socket: a unix socket that its owner alone may use and that replaces a dead server's, or TCP that stays on this machine
-//! unless told otherwise.
+//! One listening socket: a unix socket that its owner alone may use and that replaces a dead server's, TCP that stays on this machine
+//! unless told otherwise, vsock, or what a service manager has opened.
 
 use std::fs;
 use std::io;
@@ -10,13 +10,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::address::{BoundAddress, ListenAddress};
+use crate::access::Peer;
+
+use super::activation;
+use super::address::{BoundAddress, ListenAddress, is_exposed};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+/// Any CID, or any port, at vsock (`VMADDR_CID_ANY`, `VMADDR_PORT_ANY`).
+const VSOCK_ANY: u32 = u32::MAX;
 
 /// Why an address can't be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +42,7 @@ pub enum ListenError {
     /// TCP beyond this machine, without leave.
     #[error(
         "{address} can be reached from other machines, and connections are neither encrypted nor authenticated; \
-         listen on 127.0.0.1 or a unix socket, or allow it explicitly as insecure"
+         require TLS, listen on 127.0.0.1, [::1] or a unix socket, or allow it explicitly as insecure"
     )]
     Insecure {
         /// The address as it resolved.
@@ -70,9 +76,11 @@ pub(super) struct Listener {
 enum Kind {
     Unix {
         listener: UnixListener,
-        _file: SocketFile,
+        /// None: whoever has opened it removes it.
+        _file: Option<SocketFile>,
     },
     Tcp(TcpListener),
+    Vsock(Socket),
 }
 
 impl Listener {
@@ -86,7 +94,7 @@ impl Listener {
                 let (listener, file) = bind_for_owner(path)?;
                 let socket = Kind::Unix {
                     listener,
-                    _file: file,
+                    _file: Some(file),
                 };
                 Ok(Self {
                     socket,
@@ -104,7 +112,7 @@ impl Listener {
                         host_port: host_port.clone(),
                     });
                 }
-                let exposed = resolved.iter().find(|address| !address.ip().is_loopback());
+                let exposed = resolved.iter().find(|address| is_exposed(address));
                 if let (Some(&address), false) = (exposed, insecure) {
                     return Err(ListenError::Insecure { address });
                 }
@@ -116,23 +124,102 @@ impl Listener {
                     address: BoundAddress::Tcp(bound),
                 })
             }
+            ListenAddress::Vsock { cid, port } => {
+                let listener = bind_vsock(*cid, *port).map_err(system)?;
+                Self::of_vsock(listener).map_err(system)
+            }
+            ListenAddress::Systemd { number, insecure } => {
+                let socket = activation::take(*number).map_err(system)?;
+                Self::inherit(socket, *insecure, &system)
+            }
         }
+    }
+
+    /// Listens on a socket that somebody else has opened and bound.
+    fn inherit(
+        socket: OwnedFd,
+        insecure: bool,
+        system: &dyn Fn(io::Error) -> ListenError,
+    ) -> Result<Self, ListenError> {
+        let listens = sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM)
+            && sockopt::socket_acceptconn(&socket).unwrap_or(false);
+        if !listens {
+            let message = "it is no stream socket that listens; use ListenStream= and Accept=no";
+            return Err(system(io::Error::new(io::ErrorKind::InvalidInput, message)));
+        }
+        match sockopt::socket_domain(&socket).map_err(|e| system(e.into()))? {
+            AddressFamily::UNIX => {
+                let listener = UnixListener::from(socket);
+                listener.set_nonblocking(true).map_err(system)?;
+                let bound = listener.local_addr().map_err(system)?;
+                let path = bound.as_pathname().unwrap_or(Path::new("")).to_owned();
+                Ok(Self {
+                    socket: Kind::Unix {
+                        listener,
+                        _file: None,
+                    },
+                    address: BoundAddress::Unix(path),
+                })
+            }
+            AddressFamily::INET | AddressFamily::INET6 => {
+                let listener = TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(system)?;
+                let address = listener.local_addr().map_err(system)?;
+                if is_exposed(&address) && !insecure {
+                    return Err(ListenError::Insecure { address });
+                }
+                Ok(Self {
+                    socket: Kind::Tcp(listener),
+                    address: BoundAddress::Tcp(address),
+                })
+            }
+            AddressFamily::VSOCK => {
+                let listener = Socket::from(socket);
+                listener.set_nonblocking(true).map_err(system)?;
+                Self::of_vsock(listener).map_err(system)
+            }
+            _ => {
+                let message = "it is neither a unix, a TCP nor a vsock socket";
+                Err(system(io::Error::new(io::ErrorKind::InvalidInput, message)))
+            }
+        }
+    }
+
+    fn of_vsock(listener: Socket) -> io::Result<Self> {
+        let (cid, port) = vsock_of(&listener.local_addr()?)?;
+        let cid = (cid != VSOCK_ANY).then_some(cid);
+        Ok(Self {
+            socket: Kind::Vsock(listener),
+            address: BoundAddress::Vsock { cid, port },
+        })
     }
 
     pub(super) fn address(&self) -> &BoundAddress {
         &self.address
     }
 
-    /// The next connection, and what to call it in messages.
-    pub(super) fn accept(&self) -> io::Result<(OwnedFd, String)> {
+    /// The next connection, who is at its other end, and what to call it in messages.
+    pub(super) fn accept(&self) -> io::Result<(OwnedFd, Peer, String)> {
         match &self.socket {
             Kind::Unix { listener, .. } => {
                 let (stream, _) = listener.accept()?;
-                Ok((stream.into(), self.address.to_string()))
+                let peer = match sockopt::socket_peercred(&stream) {
+                    Ok(process) => Peer::Unix {
+                        uid: process.uid.as_raw(),
+                    },
+                    Err(_) => Peer::Unknown,
+                };
+                Ok((stream.into(), peer, format!("{} ({peer})", self.address)))
             }
             Kind::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
-                Ok((stream.into(), peer.to_string()))
+                Ok((stream.into(), Peer::Ip(peer.ip()), peer.to_string()))
+            }
+            Kind::Vsock(listener) => {
+                let (stream, peer) = listener.accept()?;
+                let (cid, port) = vsock_of(&peer)?;
+                let name = format!("vsock:{cid}:{port}");
+                Ok((stream.into(), Peer::Vsock { cid }, name))
             }
         }
     }
@@ -143,8 +230,23 @@ impl AsFd for Listener {
         match &self.socket {
             Kind::Unix { listener, .. } => listener.as_fd(),
             Kind::Tcp(listener) => listener.as_fd(),
+            Kind::Vsock(listener) => listener.as_fd(),
         }
     }
+}
+
+fn bind_vsock(cid: Option<u32>, port: u32) -> io::Result<Socket> {
+    let port = if port == 0 { VSOCK_ANY } else { port };
+    let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
+    socket.bind(&SockAddr::vsock(cid.unwrap_or(VSOCK_ANY), port))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn vsock_of(address: &SockAddr) -> io::Result<(u32, u32)> {
+    let address = address.as_vsock_address();
+    address.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// Removes the socket of a server that is dead; a path without anything is fine as well.

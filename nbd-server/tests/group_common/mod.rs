@@ -101,7 +101,7 @@ pub fn attach(group: &Group, disk: &str, instance: Option<&str>) -> Attached {
 pub fn try_attach(group: &Group, disk: &str, instance: Option<&str>) -> Result<Attached, Refusal> {
     let cut = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&cut);
-    let cutter = Cutter::new(move || seen.store(true, Ordering::SeqCst));
+    let cutter = Cutter::new(move || seen.store(true, Ordering::SeqCst), || {});
     let export = group
         .attach(disk, instance, cutter)
         .expect("the disk exists")?;

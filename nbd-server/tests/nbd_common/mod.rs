@@ -1,6 +1,8 @@
 //! What the NBD tests share: a directory of exports, a server on a socket of its own, and a client that speaks the wire byte by byte.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code, missing_docs)]
 
+pub mod extended;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -89,6 +91,10 @@ impl Served {
         self.server
             .listen(&ListenAddress::tcp("127.0.0.1:0"))
             .unwrap()
+    }
+
+    pub fn tcp6(&self) -> BoundAddress {
+        self.server.listen(&ListenAddress::tcp("[::1]:0")).unwrap()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

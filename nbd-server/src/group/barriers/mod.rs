@@ -53,7 +53,7 @@ pub fn valid_id(id: &str) -> bool {
 }
 
 /// Where a group stands. See the drawing at the head of the module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Sync mode.
     Through,
@@ -78,7 +78,7 @@ pub enum Phase {
 }
 
 /// What the outstanding log operations are for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Purpose {
     Commit,
     Attach,
@@ -91,21 +91,21 @@ enum Purpose {
     Settle,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Pending {
     purpose: Purpose,
     ops: Vec<LogOp>,
 }
 
 /// Why there is no memory to take over with, when there is no holder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum NoMemory {
     NeverWas,
     StaleSince(Epoch),
 }
 
 /// The state machine of one group's authority.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Barriers {
     generation: Generation,
     /// Why the generation last rose.

@@ -3,7 +3,7 @@
 use epoch_log::{Epoch, Generation, Mode};
 
 /// What happens to a group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input {
     /// A cold start of the VM.
     AttachSource {
@@ -70,7 +70,7 @@ pub enum Input {
 }
 
 /// How a batch of log operations ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LogOutcome {
     /// All are durable.
     Done,
@@ -81,7 +81,7 @@ pub enum LogOutcome {
 }
 
 /// A log operation, to be durable before the next one begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LogOp {
     /// Flush the images: they hold, durably, everything up to the epoch that is about to be committed.
     SyncImages,
@@ -104,7 +104,7 @@ pub enum LogOp {
 }
 
 /// What writes to the disks do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Gate {
     /// They wait.
     Closed,
@@ -117,7 +117,7 @@ pub enum Gate {
 }
 
 /// What a FLUSH does in async mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FlushRule {
     /// It is answered at once: guest and disk roll back together.
     Free,
@@ -128,7 +128,7 @@ pub enum FlushRule {
 }
 
 /// What the driver does to disks and connections. In order, none skipped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// From now on writes do this; those that wait look again.
     Gate(Gate),
@@ -152,7 +152,7 @@ pub enum Effect {
 }
 
 /// What an attachment may do when it is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Admission {
     /// Opened by the plain name; bound to this generation.
     Plain {

@@ -4,6 +4,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::agreed::MetaContext;
+use crate::protocol::{info, transmission_flag};
 
 fn option(kind: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = protocol::OPTION_MAGIC.to_be_bytes().to_vec();
@@ -26,7 +28,7 @@ fn info_data(name: &str, wanted: &[u16]) -> Vec<u8> {
 /// A negotiation past the client flags.
 fn negotiation(flags: u32) -> Negotiation {
     let mut out = Vec::new();
-    let mut negotiation = Negotiation::start(&mut out);
+    let mut negotiation = Negotiation::start(StartTls::Unavailable, &mut out);
     assert_eq!(out.len(), protocol::GREETING_LEN);
     let step = negotiation
         .advance(&mut &flags.to_be_bytes()[..], &mut out)
@@ -83,7 +85,8 @@ fn go_describes_and_attaches() {
         ..ExportInfo::full(0x1234)
     };
     assert!(negotiation.answer_attach(Ok(&export), &mut out));
-    assert!(negotiation.ended() && negotiation.structured());
+    assert!(negotiation.ended());
+    assert_eq!(negotiation.agreed(), Agreed::headers(Headers::Structured));
     let replies = replies(&out);
     let kinds: Vec<_> = replies
         .iter()
@@ -184,8 +187,8 @@ fn what_is_malformed_or_unknown_is_refused_and_the_client_may_go_on() {
         ),
         (option::GO, &overlong, reply::ERR_INVALID),
         (option::INFO, &truncated, reply::ERR_INVALID),
-        (5, b"", reply::ERR_UNSUP),
-        (10, b"meta", reply::ERR_UNSUP),
+        (5, b"", reply::ERR_POLICY),
+        (4, b"peek", reply::ERR_UNSUP),
         (0xdead_beef, b"", reply::ERR_UNSUP),
     ] {
         let mut negotiation = negotiation(FLAGS);
@@ -226,7 +229,7 @@ fn a_huge_option_is_skipped_piece_by_piece() {
 fn faults_without_an_answer_are_errors() {
     let mut out = Vec::new();
     for flags in [0u32, 1 << 2 | 1, u32::MAX] {
-        let mut negotiation = Negotiation::start(&mut out);
+        let mut negotiation = Negotiation::start(StartTls::Unavailable, &mut out);
         let result = negotiation.advance(&mut &flags.to_be_bytes()[..], &mut out);
         assert_eq!(result, Err(NegotiationError::ClientFlags(flags)));
     }
@@ -239,10 +242,181 @@ fn faults_without_an_answer_are_errors() {
     }
 }
 
+fn context_data(name: &str, queries: &[&str]) -> Vec<u8> {
+    let length = |length: usize| u32::try_from(length).unwrap().to_be_bytes();
+    let mut data = length(name.len()).to_vec();
+    data.extend_from_slice(name.as_bytes());
+    data.extend_from_slice(&length(queries.len()));
+    for query in queries {
+        data.extend_from_slice(&length(query.len()));
+        data.extend_from_slice(query.as_bytes());
+    }
+    data
+}
+
+/// Sends an option and answers what it asks for with a disk.
+fn ask(negotiation: &mut Negotiation, kind: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    let mut out = Vec::new();
+    match advance(negotiation, &option(kind, data), &mut out) {
+        Step::Info(_) => negotiation.answer_info(Ok(&ExportInfo::full(4096)), &mut out),
+        Step::Attach(_) => {
+            assert!(negotiation.answer_attach(Ok(&ExportInfo::full(4096)), &mut out));
+        }
+        Step::NeedMore => {}
+        other => panic!("{other:?}"),
+    }
+    let replies = replies(&out).into_iter();
+    replies.map(|(_, kind, data)| (kind, data)).collect()
+}
+
+/// The transmission flags in an answer to INFO or GO.
+fn flags_in(replies: &[(u32, Vec<u8>)]) -> u16 {
+    u16::from_be_bytes(replies[0].1[10..12].try_into().unwrap())
+}
+
+#[test]
+fn contexts_are_listed_without_ids_and_selected_with_them() {
+    let mut negotiation = negotiation(FLAGS);
+    ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
+    let list = ask(
+        &mut negotiation,
+        option::LIST_META_CONTEXT,
+        &context_data("d", &[]),
+    );
+    assert_eq!(
+        list,
+        [
+            (reply::META_CONTEXT, b"\0\0\0\0base:allocation".to_vec()),
+            (reply::META_CONTEXT, b"\0\0\0\0epochgate:held".to_vec()),
+            (reply::ACK, Vec::new()),
+        ]
+    );
+    let set = ask(
+        &mut negotiation,
+        option::SET_META_CONTEXT,
+        &context_data("d", &["epochgate:held", "other:x"]),
+    );
+    assert_eq!(
+        set,
+        [
+            (reply::META_CONTEXT, b"\0\0\0\x02epochgate:held".to_vec()),
+            (reply::ACK, Vec::new()),
+        ]
+    );
+    ask(&mut negotiation, option::GO, &info_data("d", &[]));
+    let contexts: Vec<_> = negotiation.agreed().contexts.iter().collect();
+    assert_eq!(contexts, [MetaContext::Held]);
+}
+
+/// "replaces all previously-set metadata contexts (including when this command fails)"; "referred to the same export name".
+#[test]
+fn a_selection_counts_for_its_export_until_the_next() {
+    let select = context_data("d", &["base:allocation"]);
+    for (second, attached, holds) in [
+        (None, "d", true),
+        (None, "other", false),
+        (Some(context_data("d", &[])), "d", false),
+        (
+            Some(context_data("other", &["base:allocation"])),
+            "d",
+            false,
+        ),
+        (
+            Some(context_data("other", &["base:allocation"])),
+            "other",
+            true,
+        ),
+        (Some(b"malformed".to_vec()), "d", false),
+    ] {
+        let mut negotiation = negotiation(FLAGS);
+        ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
+        ask(&mut negotiation, option::SET_META_CONTEXT, &select);
+        if let Some(second) = second {
+            ask(&mut negotiation, option::SET_META_CONTEXT, &second);
+        }
+        ask(&mut negotiation, option::GO, &info_data(attached, &[]));
+        assert_eq!(!negotiation.agreed().contexts.is_empty(), holds);
+    }
+    // A refusal forgets as well.
+    let mut negotiation = negotiation(FLAGS);
+    ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
+    ask(&mut negotiation, option::SET_META_CONTEXT, &select);
+    let mut out = Vec::new();
+    let again = option(option::SET_META_CONTEXT, &select);
+    assert_eq!(
+        advance(&mut negotiation, &again, &mut out),
+        Step::Info("d".into())
+    );
+    negotiation.answer_info(Err(&OpenRefused::Unknown("gone".into())), &mut out);
+    assert_eq!(replies(&out)[0].1, reply::ERR_UNKNOWN);
+    ask(&mut negotiation, option::GO, &info_data("d", &[]));
+    assert!(negotiation.agreed().contexts.is_empty());
+}
+
+#[test]
+fn contexts_need_replies_that_can_carry_them() {
+    let select = context_data("d", &["base:allocation"]);
+    for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        let refused = ask(&mut negotiation(FLAGS), kind, &select);
+        assert_eq!(refused[0].0, reply::ERR_INVALID);
+        let mut negotiation = negotiation(FLAGS);
+        ask(&mut negotiation, option::EXTENDED_HEADERS, &[]);
+        let found = ask(&mut negotiation, kind, &select);
+        assert_eq!(found[0].0, reply::META_CONTEXT);
+    }
+}
+
+#[test]
+fn malformed_lists_of_queries_are_refused() {
+    let whole = context_data("d", &["base:allocation", "x:y"]);
+    let mut endless = context_data("d", &[]);
+    endless[5..9].copy_from_slice(&u32::MAX.to_be_bytes());
+    let overlong = context_data("d", &[&"x".repeat(protocol::MAX_STRING + 1)]);
+    let longer = [&whole[..], b"x"].concat();
+    let mut not_utf8 = context_data("d", &["base:x"]);
+    let end = not_utf8.len();
+    not_utf8[end - 1] = 0xff;
+    let mut malformed: Vec<&[u8]> = vec![&endless, &overlong, &longer, &not_utf8];
+    malformed.extend((0..whole.len()).map(|len| &whole[..len]));
+    for data in malformed {
+        let mut negotiation = negotiation(FLAGS);
+        ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
+        let answer = ask(&mut negotiation, option::LIST_META_CONTEXT, data);
+        assert_eq!(answer[0].0, reply::ERR_INVALID);
+    }
+}
+
+#[test]
+fn extended_headers_take_precedence_and_have_no_way_back() {
+    let ack = [(reply::ACK, Vec::new())];
+    let mut negotiation = negotiation(FLAGS);
+    assert_eq!(ask(&mut negotiation, option::STRUCTURED_REPLY, &[]), ack);
+    assert_eq!(ask(&mut negotiation, option::EXTENDED_HEADERS, &[]), ack);
+    let back = ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
+    assert_eq!(back[0].0, reply::ERR_EXT_HEADER_REQD);
+    let with_data = ask(&mut negotiation, option::EXTENDED_HEADERS, b"x");
+    assert_eq!(with_data[0].0, reply::ERR_INVALID);
+
+    let payload = transmission_flag::BLOCK_STATUS_PAYLOAD;
+    let info = ask(&mut negotiation, option::INFO, &info_data("d", &[]));
+    assert_eq!(flags_in(&info) & payload, 0, "no context is selected");
+    let select = context_data("d", &["base:allocation"]);
+    ask(&mut negotiation, option::SET_META_CONTEXT, &select);
+    let mut old = negotiation.clone();
+    let go = ask(&mut negotiation, option::GO, &info_data("d", &[]));
+    assert_ne!(flags_in(&go) & payload, 0);
+    assert_ne!(flags_in(&go) & transmission_flag::SEND_DF, 0);
+    assert_eq!(negotiation.agreed().headers, Headers::Extended);
+
+    let bytes = option(option::EXPORT_NAME, b"d");
+    let result = old.advance(&mut bytes.as_slice(), &mut Vec::new());
+    assert_eq!(result, Err(NegotiationError::ExportNameExtended));
+}
+
 /// Plays the driver: every question is answered, as the number says.
 fn drive(pieces: &[Vec<u8>], answers: u8) -> (Vec<u8>, bool) {
     let mut out = Vec::new();
-    let mut negotiation = Negotiation::start(&mut out);
+    let mut negotiation = Negotiation::start(StartTls::Unavailable, &mut out);
     let mut held = Vec::new();
     let (info, refused) = (ExportInfo::full(4096), OpenRefused::Policy("no".into()));
     let answer = if answers.is_multiple_of(2) {
@@ -265,6 +439,7 @@ fn drive(pieces: &[Vec<u8>], answers: u8) -> (Vec<u8>, bool) {
                         return (out, true);
                     }
                 }
+                Ok(Step::StartTls) => {}
                 Ok(Step::Abort) | Err(_) => return (out, false),
             }
             if negotiation.ended() {
@@ -286,6 +461,9 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(any::<u8>(), 0..64),
         ("[a-z]{0,9}", prop::collection::vec(0u16..5, 0..4))
             .prop_map(|(name, wanted)| info_data(&name, &wanted)),
+        prop::collection::vec("(base|epochgate|x):[a-z]{0,10}", 0..4).prop_map(|queries| {
+            context_data("d", &queries.iter().map(String::as_str).collect::<Vec<_>>())
+        }),
     ];
     (prop_oneof![0u32..12, any::<u32>()], data).prop_map(|(kind, data)| option(kind, &data))
 }

@@ -1,0 +1,179 @@
+//! The overlay against a plain disk.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
+use proptest::prelude::*;
+
+use super::*;
+
+const SIZE: u64 = 5 * REGION;
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// Offset, length, first byte.
+    Write(u64, u64, u8),
+    Clear(u64, u64, Clear),
+}
+
+/// Ranges near the borders of regions and within a small part, so that they meet; small, of a block, and over whole regions.
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    let at = prop_oneof![
+        (0..5_u64, 0..128_u64).prop_map(|(region, at)| (region * REGION + at).saturating_sub(64)),
+        (0..40_u64).prop_map(|block| block * 4096),
+        0..SIZE,
+    ];
+    let len = prop_oneof![
+        4 => 1..200_u64,
+        3 => Just(4096_u64),
+        1 => 1..3 * REGION,
+        1 => (1..3_u64).prop_map(|regions| regions * REGION),
+    ];
+    (at, len).prop_map(|(at, len)| (at, len.min(SIZE - at)))
+}
+
+fn clear() -> impl Strategy<Value = Clear> {
+    prop_oneof![Just(Clear::Zero), Just(Clear::Hole), Just(Clear::Trim)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (range(), any::<u8>()).prop_map(|((at, len), first)| Op::Write(at, len, first)),
+        1 => (range(), clear()).prop_map(|((at, len), clear)| Op::Clear(at, len, clear)),
+    ]
+}
+
+fn payload(len: u64, first: u8) -> Vec<u8> {
+    (0..len)
+        .map(|i| first.wrapping_add((i % 251) as u8))
+        .collect()
+}
+
+fn read(overlays: &[&Overlay], below: &[u8], at: u64, len: u64) -> Vec<u8> {
+    let mut buf = vec![0xEE; len as usize];
+    let mut gaps = vec![Span {
+        start: at,
+        end: at + len,
+    }];
+    for overlay in overlays {
+        overlay.read(at, &mut buf, &mut gaps);
+    }
+    for gap in gaps {
+        part_of(&mut buf, gap.start - at, gap.end - at)
+            .copy_from_slice(&below[gap.start as usize..gap.end as usize]);
+    }
+    buf
+}
+
+fn apply(op: &Op, overlay: &mut Overlay, model: &mut [u8]) {
+    match op {
+        Op::Write(at, len, first) => {
+            let data = payload(*len, *first);
+            model[*at as usize..(*at + *len) as usize].copy_from_slice(&data);
+            overlay.write_owned(*at, data.into());
+        }
+        Op::Clear(at, len, clear) => {
+            overlay.clear(*at, *len, *clear);
+            model[*at as usize..(*at + *len) as usize].fill(0);
+        }
+    }
+}
+
+/// Brings all parts of an overlay onto a plain disk, in their order, as log and image do.
+fn bring(overlay: &Overlay, disk: &mut [u8]) {
+    for (at, len, content) in overlay.parts() {
+        let target = &mut disk[at as usize..(at + len) as usize];
+        match content {
+            Content::Data(data) => target.copy_from_slice(data),
+            Content::Cleared(_) => target.fill(0),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn layers_read_like_a_plain_disk(
+        older in proptest::collection::vec(op(), 0..30),
+        newer in proptest::collection::vec(op(), 0..30),
+        reads in proptest::collection::vec(range(), 1..10),
+    ) {
+        let budget = Budget::new(u64::MAX, Arc::default());
+        let image = payload(SIZE, 99);
+        let mut model = image.clone();
+        let (mut low, mut high) = (Overlay::new(&budget), Overlay::new(&budget));
+        for op in &older {
+            apply(op, &mut low, &mut model);
+        }
+        for op in &newer {
+            apply(op, &mut high, &mut model);
+        }
+        for (at, len) in reads {
+            let got = read(&[&high, &low], &image, at, len);
+            prop_assert!(got == model[at as usize..(at + len) as usize], "a read at {at} of {len}");
+        }
+        let mut disk = image;
+        for overlay in [&low, &high] {
+            bring(overlay, &mut disk);
+            let data: u64 = overlay
+                .parts()
+                .map(|(_, len, content)| if let Content::Data(_) = content { len } else { 0 })
+                .sum();
+            prop_assert_eq!(data, overlay.data_bytes());
+            let extents: usize = overlay.regions.values().map(|region| region.extents().len()).sum();
+            prop_assert_eq!(extents, overlay.extents);
+        }
+        prop_assert!(disk == model, "what goes to the image differs");
+        drop((low, high));
+        prop_assert_eq!(budget.held(), 0);
+    }
+}
+
+#[test]
+fn overwriting_costs_nothing_and_large_payloads_go_when_nothing_of_them_is_left() {
+    let budget = Budget::new(u64::MAX, Arc::default());
+    let mut overlay = Overlay::new(&budget);
+    overlay.write(0, &[1; 4096]);
+    let once = budget.held();
+    for i in 0..100 {
+        overlay.write(0, &[i; 4096]);
+        overlay.write(1000, &[i; 50]);
+    }
+    assert_eq!(budget.held(), once);
+    assert_eq!((overlay.extents, overlay.data_bytes()), (1, 4096));
+    overlay.write_owned(REGION, vec![7; 1 << 20].into());
+    assert!(budget.held() >= once + (1 << 20));
+    overlay.clear(REGION, 1 << 20, Clear::Zero);
+    assert!(
+        budget.held() < once + 8192,
+        "a payload outlives its last byte"
+    );
+}
+
+#[test]
+fn neighbours_become_one_part() {
+    let budget = Budget::new(u64::MAX, Arc::default());
+    let mut overlay = Overlay::new(&budget);
+    for block in 0..64 {
+        overlay.write(block * 4096, &payload(4096, block as u8));
+    }
+    assert!(
+        overlay.parts().count() <= 3,
+        "a slab is left between at most two parts"
+    );
+    assert_eq!(overlay.data_bytes(), 64 * 4096);
+}
+
+#[test]
+fn a_trim_of_everything_is_one_entry() {
+    let budget = Budget::new(u64::MAX, Arc::default());
+    let mut overlay = Overlay::new(&budget);
+    overlay.write(5 * REGION, &[1; 512]);
+    overlay.clear(0, 1 << 50, Clear::Trim);
+    overlay.write(9 * REGION + 7, &[2; 512]);
+    let parts: Vec<_> = overlay.parts().collect();
+    assert_eq!(parts[0], (0, 1 << 50, Content::Cleared(Clear::Trim)));
+    assert_eq!(parts[1], (9 * REGION + 7, 512, Content::Data(&[2; 512])));
+    assert_eq!(parts.len(), 2);
+    assert_eq!(overlay.data_bytes(), 512);
+}
