@@ -15,10 +15,15 @@
 pub mod command;
 pub mod control;
 mod die_with_parent;
+pub mod disk;
+pub mod epochs;
 pub mod frames;
+pub mod nbd;
 pub mod paths;
 pub mod process;
 pub mod qmp;
+pub mod random;
+pub mod resources;
 pub mod serial;
 pub mod site;
 pub mod snapshot;

@@ -276,6 +276,10 @@ fn what_others_can_reach_must_be_asked_for() {
             example_with("gateway", "").replace(local, "tcp:0.0.0.0:10809"),
         ),
         (
+            "gateway",
+            example_with("gateway", "").replace(local, "tcp:[::]:10809"),
+        ),
+        (
             "protect",
             example_with("vm", "").replace("unix:/run/epochgate/vm1.standby", "tcp:192.0.2.1:7070"),
         ),

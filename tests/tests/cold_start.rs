@@ -5,6 +5,7 @@
 use epochgate_tests::command::epochgate;
 use epochgate_tests::process::Process;
 use epochgate_tests::site::{Options, Site};
+use epochgate_tests::waiting::wait_until;
 
 /// The configuration of the same VM on a third host. Returns its path.
 fn third_host(site: &Site) -> String {
@@ -12,6 +13,20 @@ fn third_host(site: &Site) -> String {
     let there = format!("runtime_dir = \"{}/third\"", site.path().display());
     site.derive("vm.toml", "third.toml", &here, &there);
     site.file("third.toml")
+}
+
+/// Waits until the gateway has seen that the killed source's connections are closed: until then the VM runs, for all it knows.
+fn until_the_source_is_gone(site: &Site) {
+    let has_source = || {
+        let group = site.group();
+        let attached = group["attachments"].as_array().unwrap().clone();
+        attached.iter().any(|one| one["kind"] == "source")
+    };
+    wait_until(
+        "the end of the source's connections",
+        || (!has_source()).then_some(()),
+        || site.group().to_string(),
+    );
 }
 
 #[test]
@@ -36,6 +51,7 @@ fn memory_at_a_standby_is_given_up_only_when_asked_to() {
     let standby = site.standby().pid();
     epochgate_tests::process::signal_pid(standby, rustix::process::Signal::STOP);
     let committed = site.kill_source();
+    until_the_source_is_gone(&site);
     epochgate(["protect", "--config", &third])
         .with(1)
         .says(&["holds the memory", "--cold-start"]);
