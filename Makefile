@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check guest setup qemu10 bench build clean-runtime
+.PHONY: help demo test check guest setup qemu10 bench build clean-runtime fuzz
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -27,6 +27,9 @@ check: setup ## formatting, lints, documentation
 
 bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
 	@PARTS="$(PARTS)" tests/scripts/bench.sh
+
+fuzz: ## every fuzz target for so long each (SECONDS=60)
+	@tests/scripts/fuzz.sh $(or $(SECONDS),60)
 
 build: setup ## the command epochgate, as it is meant to be run
 	@cargo build --release --package epochgate

@@ -1,0 +1,389 @@
+//! A whole server on a socket: a client with well-formed requests of every kind, in one stream with the handshake and cut anywhere, gets
+//! exactly one whole reply to each, whatever comes behind them.
+//!
+//! Input: three bytes that choose the export, what is negotiated, and the cut; then records, see [`Stream::record`].
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nbd_server::agreed::Headers;
+use nbd_server::export::{
+    BlockExtent, Cutter, Export, ExportDirectory, ExportInfo, ExportListing, HeldExtent, IoError,
+    OpenRefused,
+};
+use nbd_server::limits::Limits;
+use nbd_server::server::{ListenAddress, Server};
+
+use crate::replies::{self, Asked, BLOCK_STATUS};
+
+const SIZE: u64 = 256 << 10;
+/// Longer than any input takes: then the server hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes that one input may have transferred each way.
+const BUDGET: u64 = 1 << 20;
+
+const WRITE: u16 = 1;
+const DISC: u16 = 2;
+const RESIZE: u16 = 8;
+const FUA: u16 = 1;
+const PAYLOAD_LEN: u16 = 1 << 5;
+const CONTEXTS: [&str; 2] = ["base:allocation", "epochgate:held"];
+
+/// A disk in memory. Some of its calls say that they would block, so that workers have something to do.
+struct Memory {
+    plan: u8,
+    data: Mutex<Vec<u8>>,
+}
+
+impl Memory {
+    fn would_block(&self, offset: u64) -> bool {
+        self.plan & 1 == 1 && offset.is_multiple_of(3)
+    }
+
+    fn fail(&self, offset: u64) -> Result<(), IoError> {
+        if self.plan & 2 == 2 && offset.is_multiple_of(7) {
+            return Err(IoError::Io);
+        }
+        Ok(())
+    }
+
+    fn with<T>(&self, offset: u64, len: usize, act: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut data = self.data.lock().unwrap();
+        let start = usize::try_from(offset).unwrap();
+        act(&mut data[start..start + len])
+    }
+}
+
+impl Export for Memory {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            read_only: self.plan & 4 == 4,
+            can_fast_zero: self.plan & 8 == 0,
+            ..ExportInfo::full(SIZE)
+        }
+    }
+
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, IoError> {
+        if self.would_block(offset) {
+            return Ok(false);
+        }
+        self.read(offset, buf).map(|()| true)
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        self.fail(offset)?;
+        self.with(offset, buf.len(), |data| buf.copy_from_slice(data));
+        Ok(())
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Result<bool, IoError> {
+        if self.would_block(offset) {
+            return Ok(false);
+        }
+        self.write(offset, Bytes::copy_from_slice(data), fua)
+            .map(|()| true)
+    }
+
+    fn write(&self, offset: u64, data: Bytes, _fua: bool) -> Result<(), IoError> {
+        self.fail(offset)?;
+        self.with(offset, data.len(), |disk| disk.copy_from_slice(&data));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), IoError> {
+        Ok(())
+    }
+
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), IoError> {
+        self.write_zeroes(offset, len, true, false, fua)
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        _: bool,
+        _: bool,
+        _: bool,
+    ) -> Result<(), IoError> {
+        self.fail(offset)?;
+        self.with(offset, usize::try_from(len).unwrap(), |disk| disk.fill(0));
+        Ok(())
+    }
+
+    fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<BlockExtent>, IoError> {
+        self.fail(offset)?;
+        let step = 1 + offset % 9000;
+        let count = len.div_ceil(step).min(max as u64);
+        let extent = |index: u64| match (offset + index) % 3 {
+            0 => BlockExtent::hole(step),
+            _ => BlockExtent::data(step),
+        };
+        Ok((0..count).map(extent).collect())
+    }
+
+    fn held_status(&self, _: u64, len: u64, _: usize) -> Result<Vec<HeldExtent>, IoError> {
+        let held = self.plan & 16 == 16;
+        Ok(vec![HeldExtent { len: len + 1, held }])
+    }
+}
+
+/// Every name is an export: its length is the plan.
+struct Directory;
+
+impl ExportDirectory for Directory {
+    fn list(&self) -> Vec<ExportListing> {
+        Vec::new()
+    }
+
+    fn describe(&self, name: &str) -> Result<ExportInfo, OpenRefused> {
+        Ok(memory(name).info())
+    }
+
+    fn open(&self, name: &str, _: Cutter) -> Result<Arc<dyn Export>, OpenRefused> {
+        Ok(Arc::new(memory(name)))
+    }
+}
+
+fn memory(name: &str) -> Memory {
+    Memory {
+        plan: u8::try_from(name.len()).unwrap(),
+        data: Mutex::new(vec![0x55; usize::try_from(SIZE).unwrap()]),
+    }
+}
+
+/// One server for all inputs, as in life.
+fn socket() -> &'static PathBuf {
+    static SERVED: OnceLock<(PathBuf, Server, tempfile::TempDir)> = OnceLock::new();
+    let (socket, ..) = SERVED.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = dir.path().join("nbd.sock");
+        let server = Server::new(Arc::new(Directory), Limits::default());
+        let address = ListenAddress::Unix(socket.clone());
+        server.listen(&address).expect("a socket");
+        (socket, server, dir)
+    });
+    socket
+}
+
+/// What the client sends, and what it asks for with it.
+struct Stream {
+    headers: Headers,
+    contexts: Vec<u32>,
+    bytes: Vec<u8>,
+    asked: HashMap<u64, Asked>,
+    /// Bytes that may still be transferred.
+    budget: u64,
+}
+
+impl Stream {
+    fn new(plan: u8, negotiate: u8) -> Self {
+        let headers =
+            [Headers::Simple, Headers::Structured, Headers::Extended][usize::from(negotiate) % 3];
+        let mut stream = Self {
+            headers,
+            contexts: Vec::new(),
+            bytes: vec![0, 0, 0, 3],
+            asked: HashMap::new(),
+            budget: BUDGET,
+        };
+        let name = "x".repeat(plan.into());
+        match headers {
+            Headers::Simple => {}
+            Headers::Structured => stream.option(8, &[]),
+            Headers::Extended => stream.option(11, &[]),
+        }
+        if headers != Headers::Simple && negotiate & 0xc0 != 0 {
+            let names = CONTEXTS.iter().enumerate();
+            let wanted: Vec<_> = names
+                .filter(|(index, _)| negotiate & 0x40 << index != 0)
+                .collect();
+            let mut data = string(&name);
+            data.extend(u32::try_from(wanted.len()).unwrap().to_be_bytes());
+            wanted
+                .iter()
+                .for_each(|(_, context)| data.extend(string(context)));
+            stream.option(10, &data);
+            stream.contexts = wanted.iter().map(|(index, _)| *index as u32 + 1).collect();
+        }
+        let mut data = string(&name);
+        data.extend([0, 0]);
+        stream.option(7, &data);
+        stream
+    }
+
+    fn option(&mut self, kind: u32, data: &[u8]) {
+        self.bytes.extend(b"IHAVEOPT");
+        self.bytes.extend(kind.to_be_bytes());
+        self.bytes
+            .extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+        self.bytes.extend(data);
+    }
+
+    /// Takes one record off the input: what (1 byte), flags (1), offset (4), length (3). True: another may follow. From a `what` of
+    /// 240 on, the rest of the input is sent as it is, and nothing after it.
+    fn record(&mut self, input: &mut &[u8]) -> bool {
+        let Some((&what, rest)) = input.split_first() else {
+            return false;
+        };
+        if what >= 240 {
+            // Something that begins no request, or the beginning of one that never ends.
+            let kind = if what.is_multiple_of(2) {
+                0x77
+            } else {
+                self.magic()[0]
+            };
+            let rest = &rest[..rest.len().min(20)];
+            self.bytes.push(kind);
+            self.bytes.extend(rest.iter().map(|byte| byte | 0x80));
+            return false;
+        }
+        let Some((&[flags, a, b, c, d, e, f, g], rest)) = rest.split_first_chunk::<8>() else {
+            return false;
+        };
+        *input = rest;
+        let offset = u64::from(u32::from_be_bytes([a, b, c, d])) % (SIZE + 64);
+        let length = u64::from(u32::from_be_bytes([0, e, f, g])) % (SIZE + 64);
+        // All that is known, and some that is not; RESIZE would change what the others may ask for.
+        let kind = match u16::from(what % 16) {
+            RESIZE => 0x8000 | u16::from(what),
+            kind => kind,
+        };
+        let flags = u16::from(flags) & 0x7f;
+        self.request(kind, flags, offset, length, what)
+    }
+
+    fn magic(&self) -> [u8; 4] {
+        match self.headers {
+            Headers::Extended => 0x21e4_1c71_u32.to_be_bytes(),
+            _ => 0x2560_9513_u32.to_be_bytes(),
+        }
+    }
+
+    fn request(&mut self, kind: u16, mut flags: u16, offset: u64, length: u64, fill: u8) -> bool {
+        let cost = length + 1000;
+        if cost > self.budget {
+            return false;
+        }
+        self.budget -= cost;
+        let extended = self.headers == Headers::Extended;
+        let mut asked = Asked {
+            kind,
+            flags,
+            offset,
+            length,
+            contexts: self.contexts.clone(),
+        };
+        let mut payload = Vec::new();
+        let mut on_wire = length;
+        if extended && kind == BLOCK_STATUS && flags & PAYLOAD_LEN != 0 {
+            payload.extend(length.to_be_bytes());
+            asked.contexts.retain(|id| fill & 0x10 << id == 0);
+            asked
+                .contexts
+                .iter()
+                .for_each(|id| payload.extend(id.to_be_bytes()));
+            on_wire = payload.len() as u64;
+        } else if kind == WRITE || (extended && flags & PAYLOAD_LEN != 0) {
+            // Now and then a client forgets it; then no data follows.
+            if extended && kind == WRITE && fill % 16 != 15 {
+                flags |= PAYLOAD_LEN;
+            }
+            if !extended || flags & PAYLOAD_LEN != 0 {
+                payload = vec![fill; usize::try_from(length).unwrap()];
+            }
+        }
+        if kind == DISC {
+            // Whether it may stand here depends on the export, and a goodbye with it is one all the same.
+            flags &= !FUA;
+        }
+        let cookie = self.asked.len() as u64;
+        self.bytes.extend(self.magic());
+        self.bytes.extend(flags.to_be_bytes());
+        self.bytes.extend(kind.to_be_bytes());
+        self.bytes.extend(cookie.to_be_bytes());
+        self.bytes.extend(offset.to_be_bytes());
+        if extended {
+            self.bytes.extend(on_wire.to_be_bytes());
+        } else {
+            self.bytes
+                .extend(u32::try_from(on_wire).unwrap().to_be_bytes());
+        }
+        self.bytes.extend(payload);
+        // A goodbye with flags is refused like any other request.
+        if kind == DISC && flags == 0 {
+            return false;
+        }
+        asked.flags = flags;
+        self.asked.insert(cookie, asked);
+        true
+    }
+}
+
+fn string(text: &str) -> Vec<u8> {
+    let mut bytes = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+/// Runs one input.
+pub fn run(data: &[u8]) {
+    let Some((&[plan, negotiate, cut], mut input)) = data.split_first_chunk::<3>() else {
+        return;
+    };
+    let mut stream = Stream::new(plan, negotiate);
+    while stream.record(&mut input) {}
+    let Stream {
+        headers,
+        bytes,
+        mut asked,
+        ..
+    } = stream;
+
+    let mut socket = UnixStream::connect(socket()).expect("the server listens");
+    socket
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a time limit");
+    let mut to_send = socket.try_clone().expect("a second handle");
+    let out = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (first, second) = bytes.split_at(bytes.len() * usize::from(cut) / 256);
+            // The server may have closed already, after a goodbye or at garbage.
+            let _ = to_send.write_all(first);
+            let _ = to_send.write_all(second);
+            let _ = to_send.shutdown(Shutdown::Write);
+        });
+        let mut out = Vec::new();
+        match socket.read_to_end(&mut out) {
+            Ok(_) => {}
+            // What the server did not read makes its close a reset.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+            Err(error) => panic!("the server hangs: {error}"),
+        }
+        out
+    });
+    let transmission = handshake(&out);
+    let left = replies::check(headers, transmission, &mut asked);
+    assert!(left.is_empty(), "the beginning of a reply at the end");
+    assert!(asked.is_empty(), "not answered: {asked:?}");
+}
+
+/// Skips the answers of the handshake.
+fn handshake(out: &[u8]) -> &[u8] {
+    let mut rest = &out[18..];
+    loop {
+        let (head, data) = rest.split_at(20);
+        let number = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
+        assert!(number(12) >> 31 == 0, "option {} is refused", number(8));
+        rest = &data[number(16) as usize..];
+        if number(8) == 7 && number(12) == 1 {
+            return rest;
+        }
+    }
+}

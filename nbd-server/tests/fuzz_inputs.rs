@@ -1,0 +1,97 @@
+//! The fuzz targets without a fuzzer: on their seeds, on every input that once failed, and on some thousand inputs that are made from them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    missing_docs
+)]
+
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+// The modules find each other by `crate::`, here as in the fuzzer's own crate.
+#[path = "../fuzz/src/control.rs"]
+mod control;
+#[path = "../fuzz/src/negotiation.rs"]
+mod negotiation;
+#[path = "../fuzz/src/replies.rs"]
+mod replies;
+#[path = "../fuzz/src/session.rs"]
+mod session;
+#[path = "../fuzz/src/transmission.rs"]
+mod transmission;
+
+/// The inputs that are kept for a target.
+fn kept(target: &str) -> Vec<(String, Vec<u8>)> {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let mut inputs = Vec::new();
+    for folder in ["seeds", "failed"] {
+        let Ok(entries) = std::fs::read_dir(fuzz.join(folder).join(target)) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            inputs.push((path.display().to_string(), std::fs::read(&path).unwrap()));
+        }
+    }
+    assert!(!inputs.is_empty(), "there are no seeds for {target}");
+    inputs.sort();
+    inputs
+}
+
+fn changed(input: &[u8], rng: &mut StdRng) -> Vec<u8> {
+    let mut input = input.to_vec();
+    for _ in 0..rng.random_range(1..6) {
+        let at = rng.random_range(0..=input.len());
+        match rng.random_range(0..5) {
+            0 => input.truncate(at),
+            1 => input.insert(at, rng.random()),
+            2 if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff][rng.random_range(0..5)],
+            3 if at < input.len() => input[at] ^= 1 << rng.random_range(0..8),
+            _ => {
+                let piece: Vec<u8> = input[at..].iter().copied().take(40).collect();
+                input.extend(piece);
+            }
+        }
+    }
+    input
+}
+
+fn runs(target: &str, run: fn(&[u8]), more: usize) {
+    let inputs = kept(target);
+    for (name, input) in &inputs {
+        eprintln!("{name}");
+        run(input);
+    }
+    let mut rng = StdRng::seed_from_u64(1);
+    for index in 0..more {
+        let input = changed(&inputs[index % inputs.len()].1, &mut rng);
+        eprintln!(
+            "{target}, made from {}: {input:02x?}",
+            inputs[index % inputs.len()].0
+        );
+        run(&input);
+    }
+}
+
+#[test]
+fn the_handshake_takes_every_kept_input() {
+    runs("negotiation", negotiation::run, 20_000);
+}
+
+#[test]
+fn the_requests_take_every_kept_input() {
+    runs("transmission", transmission::run, 20_000);
+}
+
+#[test]
+fn a_whole_server_takes_every_kept_input() {
+    runs("session", session::run, 1_000);
+}
+
+#[test]
+fn the_control_api_takes_every_kept_input() {
+    runs("control", control::run, 20_000);
+}
