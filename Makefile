@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check guest setup qemu10 bench build clean-runtime fuzz
+.PHONY: help demo test check guest setup qemu10 bench build clean-runtime fuzz model
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -30,6 +30,9 @@ bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RU
 
 fuzz: ## every fuzz target for so long each (SECONDS=60)
 	@tests/scripts/fuzz.sh $(or $(SECONDS),60)
+
+model: setup ## explore the commit protocol, the table of docs/testing.md (ARGS="--faults 3 --seconds 3600")
+	@cargo run --quiet --package model -- $(ARGS)
 
 build: setup ## the command epochgate, as it is meant to be run
 	@cargo build --release --package epochgate
