@@ -103,7 +103,9 @@ pub(crate) fn serve(
 ) -> Result<(), ConnectionError> {
     let _cut = CutOnDrop(Arc::clone(&socket));
     let mut input = receive_buffer::ReceiveBuffer::new();
-    let Some(attachment) = handshake::negotiate(&socket, peer, &mut input, context, admit)? else {
+    let Some(attachment) =
+        handshake::negotiate(&socket, peer, &mut input, context, standing, admit)?
+    else {
         socket.goodbye();
         return Ok(());
     };

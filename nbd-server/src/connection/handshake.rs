@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::receive_buffer::ReceiveBuffer;
 use super::socket::Socket;
 use super::throttle::Throttle;
-use super::{Admit, ConnectionError, Context};
+use super::{Admit, ConnectionError, Context, Standing};
 use crate::access::{Client, Guard, Peer};
 use crate::export::{Cutter, Export, ExportInfo, OpenRefused};
 use crate::negotiation::{Negotiation, StartTls, Step};
@@ -38,6 +38,7 @@ pub(super) fn negotiate(
     peer: Peer,
     input: &mut ReceiveBuffer,
     context: &Context,
+    standing: &Standing,
     admit: &Admit<'_>,
 ) -> Result<Option<Attachment>, ConnectionError> {
     let deadline = Deadline {
@@ -90,6 +91,9 @@ pub(super) fn negotiate(
                 match admit(&client).and_then(|()| attach(socket, &guard, &name)) {
                     Ok((export, info)) => {
                         let attached = negotiation.answer_attach(Ok(&info), &mut out);
+                        if attached {
+                            standing.admitted();
+                        }
                         send(socket, &mut out, deadline)?;
                         if attached {
                             socket

@@ -1,5 +1,6 @@
 //! How far a connection is, for a server that stops: whether to end it now would lose an answer.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use super::credit::Credits;
 /// Shared by a connection's thread and the server.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
+    admitted: AtomicBool,
     attached: OnceLock<Attached>,
 }
 
@@ -18,6 +20,11 @@ struct Attached {
 }
 
 impl Standing {
+    /// The client is about to be told that it is attached: from then on it is not one of those that are still in their handshake.
+    pub fn admitted(&self) {
+        self.admitted.store(true, Ordering::Release);
+    }
+
     /// The handshake has ended. `credits` tell what is under way; a client that `reconnects` had better do so at once.
     pub fn attached(&self, credits: Arc<Credits>, reconnects: bool) {
         // A connection attaches once.
@@ -27,9 +34,9 @@ impl Standing {
         });
     }
 
-    /// True when the handshake has ended in an attachment.
-    pub fn is_attached(&self) -> bool {
-        self.attached.get().is_some()
+    /// True when the handshake ends in an attachment.
+    pub fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Acquire)
     }
 
     /// True when a stop that began `since` may take nothing more from the client. In its handshake a client has `linger` to ask, be told

@@ -36,7 +36,7 @@ impl Open {
     /// The half-open connection that is dropped for the sake of a new one, if there are `max` of them.
     fn oldest_of(&mut self, max: usize) -> Option<Arc<Socket>> {
         let sockets = &self.sockets;
-        let shakes = |id: &u64| sockets.get(id).is_some_and(|c| !c.standing.is_attached());
+        let shakes = |id: &u64| sockets.get(id).is_some_and(|c| !c.standing.is_admitted());
         self.shaking.retain(shakes);
         if self.shaking.len() < max {
             return None;
