@@ -60,6 +60,12 @@ impl EpochLog {
         &self.state
     }
 
+    /// What tells this log from all others, also from one that takes its place.
+    #[must_use]
+    pub const fn id(&self) -> [u8; 16] {
+        self.segments.identity.log_id
+    }
+
     /// Directory of the log.
     #[must_use]
     pub fn dir(&self) -> &Path {

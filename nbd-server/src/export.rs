@@ -209,12 +209,6 @@ pub trait Export: Send + Sync + 'static {
     /// same data.
     fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Result<bool, IoError>;
 
-    /// As [`Export::try_write`], for an export that keeps data as it is: to clone `data` copies nothing, and the buffer behind it holds
-    /// this payload and nothing else, so that what is kept costs what it says.
-    fn try_write_owned(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError> {
-        self.try_write(offset, data, fua)
-    }
-
     /// Writes `data` at `offset`; durable on return if `fua`. May block.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError>;
 

@@ -181,7 +181,7 @@ impl Session {
                         input.consume(payload_len);
                     } else {
                         let (data, credit) = self.receive_payload(input, payload_len)?;
-                        let done = self.export.try_write_owned(offset, &data, fua);
+                        let done = self.export.try_write(offset, &data, fua);
                         if done == Ok(false) {
                             self.submit_write(request, offset, data, fua, credit);
                         } else {

@@ -174,10 +174,11 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::arena::Home;
     use super::super::budget::Budget;
+    use super::super::disk::Held;
     use super::super::image::Image;
     use super::*;
-    use epoch_log::Epoch;
 
     const SIZE: u64 = 600 << 10;
 
@@ -203,17 +204,17 @@ mod tests {
             let file = tempfile::NamedTempFile::new().unwrap();
             let mut model: Vec<u8> = (0..SIZE).map(|i| (i % 253) as u8).collect();
             file.as_file().write_all_at(&model, 0).unwrap();
-            let budget = Budget::new(u64::MAX, Arc::default());
+            let budget = Budget::endless();
             let image = Image::open(file.path(), false).unwrap();
-            let disk = Disk::new("a".into(), image, false, &budget, Epoch(0));
+            let disk = Disk::new("a".into(), image, false, &budget, Held::nothing(&budget));
             let mut overlays = Vec::new();
             for ops in &epochs {
-                let mut overlay = Overlay::new(&budget);
+                let mut overlay = Overlay::new(&budget, Home::TEST);
                 for (at, len, byte, trim) in ops {
                     let range = *at as usize..(*at + *len) as usize;
                     match byte {
                         Some(byte) => {
-                            overlay.write_owned(*at, vec![*byte; *len as usize].into());
+                            overlay.write(*at, &vec![*byte; *len as usize]);
                             model[range].fill(*byte);
                         }
                         None => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::arena::{Arena, Class, Home};
 use super::bell::Bell;
 use super::slabs::{Slab, SlabPool};
 
@@ -30,14 +31,14 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of `limit` bytes that rings `bell` when writes that wait for it may try again.
-    pub fn new(limit: u64, bell: Arc<Bell>) -> Arc<Self> {
+    /// A budget of `limit` bytes of `arena` that rings `bell` when writes that wait for it may try again.
+    pub fn new(limit: u64, bell: Arc<Bell>, arena: Arc<Arena>) -> Arc<Self> {
         Arc::new(Self {
             limit,
             held: AtomicU64::new(0),
             relieved: AtomicBool::new(false),
             bell,
-            slabs: Arc::new(SlabPool::new(limit / IDLE_PART)),
+            slabs: SlabPool::new(arena, limit / IDLE_PART),
         })
     }
 
@@ -81,9 +82,14 @@ impl Budget {
         self.relieved.store(false, Ordering::Relaxed);
     }
 
-    /// A slab of at least `at_least` bytes, a small one if it is the `first` of an overlay. Whoever holds it charges it.
-    pub fn slab(&self, first: bool, at_least: usize) -> Slab {
-        self.slabs.take(first, at_least)
+    /// A slab for the writes of `home`. Whoever holds it charges it.
+    pub fn slab(&self, class: Class, home: Home) -> Slab {
+        self.slabs.take(class, home)
+    }
+
+    /// The slabs, and the arena that they lie in.
+    pub fn slabs(&self) -> &Arc<SlabPool> {
+        &self.slabs
     }
 
     /// Charges `bytes` until the charge is dropped.
@@ -148,13 +154,27 @@ impl Budget {
 }
 
 #[cfg(test)]
+impl Budget {
+    /// Without a bound, in memory that goes with the test.
+    #[allow(clippy::unwrap_used)]
+    pub fn endless() -> Arc<Self> {
+        Self::new(u64::MAX, Arc::default(), Arena::unnamed().unwrap())
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    fn budget(limit: u64, bell: Arc<Bell>) -> Arc<Budget> {
+        Budget::new(limit, bell, Arena::unnamed().unwrap())
+    }
 
     #[test]
     fn the_bell_rings_when_the_held_bytes_fall_below_the_limit() {
         let bell: Arc<Bell> = Arc::default();
-        let budget = Budget::new(100, Arc::clone(&bell));
+        let budget = budget(100, Arc::clone(&bell));
         let mut charge = budget.charge(120);
         let ticket = bell.ticket();
         charge.resize(110);
@@ -166,7 +186,7 @@ mod tests {
 
     #[test]
     fn relief_lets_writes_in_until_it_ends() {
-        let budget = Budget::new(100, Arc::default());
+        let budget = budget(100, Arc::default());
         let _charge = budget.charge(120);
         assert!(!budget.admits());
         budget.relieve();

@@ -473,6 +473,11 @@ impl Committer {
             (!lossy, self.shared.name.clone())
         };
         self.fail_flushers(IoError::Shutdown);
+        if lossless {
+            self.shared.arena().remove();
+        } else {
+            self.shared.arena().leave();
+        }
         if lossless && let Err(error) = self.log.close_clean() {
             tracing::warn!(
                 group = name,
@@ -483,6 +488,7 @@ impl Committer {
     }
 
     fn abandon(mut self) {
+        self.shared.arena().leave();
         self.fail_flushers(IoError::Shutdown);
     }
 }

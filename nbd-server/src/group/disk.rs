@@ -9,7 +9,6 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bytes::Bytes;
 use epoch_log::{Epoch, Generation};
 
 use super::barriers::{FlushRule, Gate};
@@ -68,10 +67,8 @@ impl Rights {
 /// What a write puts on a disk.
 #[derive(Debug, Clone)]
 pub enum Change<'a> {
-    /// A copy of these bytes.
-    Copy(&'a [u8]),
-    /// These bytes, with the buffer that holds them.
-    Data(Bytes),
+    /// These bytes.
+    Data(&'a [u8]),
     /// No data, for `len` bytes.
     Clear {
         /// Length in bytes.
@@ -211,6 +208,29 @@ impl DiskState {
     }
 }
 
+/// What a disk starts with.
+#[derive(Debug)]
+pub struct Held {
+    /// The image holds everything up to this epoch.
+    pub committed: Epoch,
+    /// Sealed epochs above it, oldest first.
+    pub sealed: VecDeque<Layer>,
+    /// What is written now.
+    pub open: Overlay,
+}
+
+#[cfg(test)]
+impl Held {
+    /// Nothing, before the first epoch.
+    pub fn nothing(budget: &Arc<Budget>) -> Self {
+        Self {
+            committed: Epoch(0),
+            sealed: VecDeque::new(),
+            open: Overlay::new(budget, super::arena::Home::TEST),
+        }
+    }
+}
+
 /// One disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -229,22 +249,22 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk whose image holds everything committed up to `committed`. Its gate is closed.
+    /// A disk that starts with `held` over its image. Its gate is closed.
     pub fn new(
         name: String,
         image: Image,
         read_only: bool,
         budget: &Arc<Budget>,
-        committed: Epoch,
+        held: Held,
     ) -> Self {
         let holds = Arc::new(AtomicBool::new(false));
         let state = DiskState {
             gate: Gate::Closed,
             holds: Arc::clone(&holds),
             generation: Generation(0),
-            open: Overlay::new(budget),
-            layers: VecDeque::new(),
-            committed,
+            open: held.open,
+            layers: held.sealed,
+            committed: held.committed,
         };
         Self {
             name,
@@ -362,8 +382,7 @@ impl Disk {
                     return Ok(Attempt::OverBudget(gate));
                 }
                 match change {
-                    Change::Copy(data) => state.open.write(offset, data),
-                    Change::Data(data) => state.open.write_owned(offset, data.clone()),
+                    Change::Data(data) => state.open.write(offset, data),
                     Change::Clear { len, clear } => state.open.clear(offset, *len, *clear),
                 }
                 drop(state);
@@ -378,7 +397,6 @@ impl Disk {
                 Gate::Through => {
                     // Under the lock: a change of the gate waits until the image has it.
                     match change {
-                        Change::Copy(data) => self.image.write(offset, data)?,
                         Change::Data(data) => self.image.write(offset, data)?,
                         Change::Clear { len, clear } => self.image.clear(offset, *len, *clear)?,
                     }

@@ -124,15 +124,11 @@ impl Export for DiskExport {
     }
 
     fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Result<bool, IoError> {
-        self.try_change(offset, &Change::Copy(data), fua)
-    }
-
-    fn try_write_owned(&self, offset: u64, data: &Bytes, fua: bool) -> Result<bool, IoError> {
-        self.try_change(offset, &Change::Data(data.clone()), fua)
+        self.try_change(offset, &Change::Data(data), fua)
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError> {
-        self.change(offset, &Change::Data(data), fua)
+        self.change(offset, &Change::Data(&data), fua)
     }
 
     fn flush(&self) -> Result<(), IoError> {

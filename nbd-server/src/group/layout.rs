@@ -124,14 +124,12 @@ fn joined<'a>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::os::unix::fs::FileExt;
-    use std::sync::Arc;
 
-    use bytes::Bytes;
-    use epoch_log::{Epoch, Generation};
+    use epoch_log::Generation;
 
     use super::super::barriers::{FlushRule, Gate};
     use super::super::budget::Budget;
-    use super::super::disk::Change;
+    use super::super::disk::{Change, Held};
     use super::super::image::Image;
     use super::*;
 
@@ -142,9 +140,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4 * MIB).unwrap();
         file.as_file().write_all_at(&[1; 1 << 20], 2 * MIB).unwrap();
-        let budget = Budget::new(u64::MAX, Arc::default());
+        let budget = Budget::endless();
         let image = Image::open(file.path(), false).unwrap();
-        let disk = Disk::new("a".into(), image, false, &budget, Epoch(0));
+        let disk = Disk::new("a".into(), image, false, &budget, Held::nothing(&budget));
         let rights = Rights::of(Generation(0), true);
         let all = Span {
             start: 0,
@@ -165,7 +163,7 @@ mod tests {
         let write = |at, change: Change<'_>| {
             disk.write(&rights, at, &change, false).unwrap();
         };
-        write(MIB, Change::Data(Bytes::from(vec![2; 4096])));
+        write(MIB, Change::Data(&[2; 4096]));
         let clear = |len, clear| Change::Clear { len, clear };
         write(2 * MIB, clear(MIB / 2, Clear::Hole));
         write(3 * MIB, clear(MIB, Clear::Zero));

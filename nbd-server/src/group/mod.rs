@@ -8,9 +8,12 @@
 //!
 //! [`barriers`] decides, `shared` carries the decisions to the disks, the committer thread alone touches the log, the
 //! applier thread alone brings epochs into the images. A write takes the lock of its disk and nothing else.
+//!
+//! Open and sealed epochs lie in an [`arena`] that outlives the process: the next one goes on with them (`resume`).
 
 mod appender;
 mod applier;
+mod arena;
 pub mod barriers;
 mod bell;
 mod budget;
@@ -25,6 +28,7 @@ mod layout;
 pub(crate) mod open;
 pub mod overlay;
 mod refusal;
+mod resume;
 mod shared;
 mod slabs;
 mod status;
@@ -48,7 +52,9 @@ pub use error::GroupError;
 pub(crate) use error::with_sources;
 pub use figures::Figures;
 pub use image::{Image, ImageError};
-pub use open::{DiskConfig, GroupConfig, GroupMode, OpenError, Progress, valid_name};
+pub use open::{
+    DEFAULT_EPOCH_MEMORY, DiskConfig, GroupConfig, GroupMode, OpenError, Progress, valid_name,
+};
 pub use refusal::Refusal;
 pub use shared::Answer;
 
@@ -65,7 +71,7 @@ pub struct Sealed {
     pub safe: bool,
 }
 
-/// A group and its two threads. Dropping it without [`Group::stop`] is like a crash: what is not committed is lost.
+/// A group and its two threads. Dropping it without [`Group::stop`] is like a crash of the process.
 #[derive(Debug)]
 pub struct Group {
     shared: Arc<Shared>,
@@ -326,7 +332,8 @@ impl Group {
     }
 
     /// Stops in order. A group without a source commits and applies what it holds and closes its log; what a source
-    /// has not committed is lost, and the source fenced at the next start.
+    /// has not committed stays in memory for the next process, if [`GroupConfig::epoch_memory`] says where, and is lost with its source fenced
+    /// otherwise.
     /// To call it again does nothing.
     pub fn stop(&self) {
         self.end(true);

@@ -10,13 +10,13 @@ use epoch_log::{DiskIdentity, EpochLog, LogError, LogOptions, Mode};
 use serde::{Deserialize, Serialize};
 
 use super::applier;
-use super::barriers::Barriers;
+use super::arena::ArenaError;
 use super::bell::Bell;
-use super::budget::Budget;
 use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
 use super::image::{Image, ImageError};
+use super::resume;
 use super::shared::Shared;
 use super::{Channels, Group};
 
@@ -65,6 +65,9 @@ pub struct GroupConfig {
     /// wait.
     #[serde(default = "default_budget")]
     pub memory_budget_mib: u64,
+    /// Directory for the memory of held epochs, which outlives this process but not the machine: a tmpfs. Empty: they go with the process.
+    #[serde(default = "default_epoch_memory")]
+    pub epoch_memory: PathBuf,
     /// How often it commits by itself when no source owns it, in milliseconds.
     #[serde(default = "default_interval")]
     pub epoch_interval_ms: u64,
@@ -77,18 +80,26 @@ fn default_budget() -> u64 {
     256
 }
 
+/// Where a gateway keeps held epochs unless its configuration says otherwise.
+pub const DEFAULT_EPOCH_MEMORY: &str = "/dev/shm";
+
+fn default_epoch_memory() -> PathBuf {
+    DEFAULT_EPOCH_MEMORY.into()
+}
+
 fn default_interval() -> u64 {
     100
 }
 
 impl GroupConfig {
-    /// A group with defaults for all that is not given.
+    /// A group with defaults for all that is not given, whose held epochs go with the process.
     pub fn new(name: impl Into<String>, log: impl Into<PathBuf>, disks: Vec<DiskConfig>) -> Self {
         Self {
             name: name.into(),
             log: log.into(),
             mode: GroupMode::default(),
             memory_budget_mib: default_budget(),
+            epoch_memory: PathBuf::new(),
             epoch_interval_ms: default_interval(),
             disks,
         }
@@ -150,6 +161,15 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// The memory for held epochs can't be had.
+    #[error("group '{group}'")]
+    Memory {
+        /// The group.
+        group: String,
+        /// Why.
+        #[source]
+        source: ArenaError,
+    },
     /// The state after recovery could not be recorded.
     #[error("group '{group}': {what}")]
     Start {
@@ -181,7 +201,8 @@ impl From<LogError> for ReplayError {
 }
 
 impl Group {
-    /// Opens the group: applies what is committed, and lets nobody go on who may have lost writes.
+    /// Opens the group: applies what is committed, takes over what an earlier process has left in memory, and lets nobody go on who may have
+    /// lost writes.
     ///
     /// # Errors
     /// [`OpenError`], naming group and disk.
@@ -191,23 +212,21 @@ impl Group {
     ) -> Result<Self, OpenError> {
         check(config)?;
         let bell: Arc<Bell> = Arc::default();
-        let budget = Budget::new(
-            config.memory_budget_mib.saturating_mul(1 << 20),
-            Arc::clone(&bell),
-        );
         let images = open_images(config)?;
-        let (log, barriers) = recover(config, &images, progress)?;
-        let committed = barriers.committed();
+        let (log, clean) = recover(config, &images, progress)?;
+        let sizes = images.iter().map(Image::size).collect();
+        let start = resume::start(config, &log, clean, sizes, &bell)?;
         let disks = images
             .into_iter()
             .zip(&config.disks)
-            .map(|(image, disk)| {
+            .zip(start.held)
+            .map(|((image, disk), held)| {
                 Arc::new(Disk::new(
                     disk.name.clone(),
                     image,
                     disk.read_only,
-                    &budget,
-                    committed,
+                    &start.budget,
+                    held,
                 ))
             })
             .collect();
@@ -216,9 +235,10 @@ impl Group {
         let shared = Arc::new(Shared::new(
             config.name.clone(),
             disks,
-            budget,
+            start.budget,
             bell,
-            barriers,
+            start.barriers,
+            start.cuts,
             jobs,
             apply,
         ));
@@ -364,7 +384,7 @@ fn recover(
     config: &GroupConfig,
     images: &[Image],
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<(EpochLog, Barriers), OpenError> {
+) -> Result<(EpochLog, bool), OpenError> {
     let log_error = |source| OpenError::Log {
         group: config.name.clone(),
         source,
@@ -416,8 +436,7 @@ fn recover(
     }
     let state = log.state();
     tracing::info!(group = config.name, state = %Said(state), clean = recovered.clean, "the epoch log is open");
-    let barriers = Barriers::recover(state, recovered.clean, config.mode == GroupMode::Async);
-    Ok((log, barriers))
+    Ok((log, recovered.clean))
 }
 
 /// A log's state in a few words.

@@ -11,6 +11,7 @@ use std::time::Instant;
 use epoch_log::{Epoch, Generation};
 use tokio::sync::{broadcast, oneshot};
 
+use super::arena::{Arena, Home};
 use super::barriers::{Barriers, Effect, Gate, Input};
 use super::bell::Bell;
 use super::budget::Budget;
@@ -164,12 +165,13 @@ impl Shared {
         budget: Arc<Budget>,
         bell: Arc<Bell>,
         barriers: Barriers,
+        cuts: VecDeque<Arc<Cut>>,
         jobs: Sender<Job>,
         apply: Sender<Order>,
     ) -> Self {
         let core = Core {
             barriers,
-            cuts: VecDeque::new(),
+            cuts,
             entries: BTreeMap::new(),
             next_entry: 0,
         };
@@ -196,10 +198,29 @@ impl Shared {
 
     /// Decides about `input` and carries out what follows.
     pub fn step(&self, core: &mut Core, input: Input) -> Result<(), Refusal> {
+        let mut parks = matches!(input, Input::Park { .. });
         for effect in core.barriers.step(input)? {
+            parks |= matches!(effect, Effect::Generation { .. });
             self.perform(core, effect);
         }
+        if parks {
+            self.arena().set_parked(core.barriers.parked());
+        }
         Ok(())
+    }
+
+    /// The memory that the epochs lie in.
+    pub fn arena(&self) -> &Arena {
+        self.budget.slabs().arena()
+    }
+
+    /// Empty overlays of `epoch` for all disks.
+    fn fresh(&self, epoch: Epoch) -> Vec<Overlay> {
+        let homes = (0..self.disks.len()).map(|disk| Home {
+            epoch,
+            disk: u16::try_from(disk).unwrap_or(u16::MAX),
+        });
+        homes.map(|home| Overlay::new(&self.budget, home)).collect()
     }
 
     fn perform(&self, core: &mut Core, effect: Effect) {
@@ -218,9 +239,10 @@ impl Shared {
             Effect::Seal(epoch) => self.seal(core, epoch),
             Effect::DropUncommitted => {
                 let committed = core.barriers.committed();
-                for disk in &self.disks {
+                self.arena().restart(core.barriers.generation(), committed);
+                for (disk, open) in self.disks.iter().zip(self.fresh(committed.next())) {
                     let mut state = disk.lock();
-                    state.open = Overlay::new(&self.budget);
+                    state.open = open;
                     state.layers.retain(|layer| layer.epoch <= committed);
                 }
                 core.cuts.retain(|cut| cut.epoch <= committed);
@@ -257,11 +279,7 @@ impl Shared {
 
     /// One cut through all disks: no write is in the epoch on one disk and after it on another.
     fn seal(&self, core: &mut Core, epoch: Epoch) {
-        let fresh: Vec<_> = self
-            .disks
-            .iter()
-            .map(|_| Overlay::new(&self.budget))
-            .collect();
+        let fresh = self.fresh(epoch.next());
         let mut states: Vec<_> = self.disks.iter().map(|disk| disk.lock()).collect();
         let overlays = states
             .iter_mut()
@@ -275,6 +293,8 @@ impl Shared {
                 overlay
             })
             .collect();
+        // With all locks held: the cut is the same for a gateway that comes after this one.
+        self.arena().set_sealed(epoch);
         drop(states);
         core.cuts.push_back(Arc::new(Cut { epoch, overlays }));
         self.budget.unrelieve();

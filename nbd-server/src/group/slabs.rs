@@ -1,56 +1,100 @@
-//! Fixed pieces of memory that small writes are packed into. They come back to a pool, so that an epoch finds warm pages instead of asking
-//! the system for new ones. Knows nothing of what they hold.
+//! Fixed pieces of memory that the writes of an overlay are packed into, each with the records that tell of them. They come back to a pool, so
+//! that an epoch finds warm pages instead of asking the system for new ones. Knows the arena that they lie in, and no disks.
 //!
-//! Whole slabs are mapped one by one and not taken from the heap: what a budget gives back is then given back to the system, where an
-//! allocator would keep several times the budget in its arenas.
+//! What a budget gives back is given back to the system, where an allocator would keep several times the budget in its own arenas.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::MmapMut;
+use super::arena::{self, Arena, Class, Home, Kind, RECORD, Record, Slot};
 
-/// A slab that is not the first of its overlay, in bytes.
-const WHOLE: usize = 256 << 10;
-/// The first slab of an overlay: most epochs of a VM that rests need no more.
-const FIRST: usize = 16 << 10;
-
-/// Whole slabs that wait for use.
+/// Slabs that wait for use.
 #[derive(Debug)]
 pub struct SlabPool {
-    idle: Mutex<Vec<MmapMut>>,
-    max_idle: usize,
+    arena: Arc<Arena>,
+    idle: Mutex<Idle>,
+    max_idle_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    small: Vec<Slot>,
+    whole: Vec<Slot>,
+    bytes: usize,
+}
+
+impl Idle {
+    fn of(&mut self, class: Class) -> &mut Vec<Slot> {
+        match class {
+            Class::Small => &mut self.small,
+            Class::Whole => &mut self.whole,
+        }
+    }
 }
 
 impl SlabPool {
-    /// A pool that keeps at most so many bytes that nobody uses.
-    pub fn new(max_idle_bytes: u64) -> Self {
-        let slabs = max_idle_bytes / WHOLE as u64;
-        Self {
+    /// A pool in `arena` that keeps at most so many bytes that nobody uses.
+    pub fn new(arena: Arc<Arena>, max_idle_bytes: u64) -> Arc<Self> {
+        Arc::new(Self {
+            arena,
             idle: Mutex::default(),
-            max_idle: usize::try_from(slabs).unwrap_or(usize::MAX),
+            max_idle_bytes: usize::try_from(max_idle_bytes).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// The arena.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    /// An empty slab for the writes of `home`.
+    pub fn take(self: &Arc<Self>, class: Class, home: Home) -> Slab {
+        let warm = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let warm = idle.of(class).pop();
+            if warm.is_some() {
+                idle.bytes -= class.len();
+            }
+            warm
+        };
+        let memory = match warm.map_or_else(|| self.arena.slot(class), Ok) {
+            Ok(slot) => Memory::Kept(self.arena.begin_use(&slot, home), slot),
+            Err(error) => {
+                // The heap may still have it. A next gateway could not go on.
+                tracing::warn!(%error, "no shared memory for held writes: a restart of the gateway would lose them");
+                self.arena.add_volatile();
+                Memory::Volatile(vec![0; class.len()].into_boxed_slice())
+            }
+        };
+        Slab {
+            memory,
+            filled: 0,
+            records: 0,
+            pool: Arc::clone(self),
         }
     }
 
-    /// A slab of at least `at_least` bytes; `first`: a small one will do if that fits. It holds anything.
-    pub fn take(self: &Arc<Self>, first: bool, at_least: usize) -> Slab {
-        if first && at_least <= FIRST {
-            return Slab::from_heap(FIRST);
-        }
-        if at_least > WHOLE {
-            return Slab::from_heap(at_least);
-        }
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        match idle.map_or_else(|| MmapMut::map_anon(WHOLE), Ok) {
-            Ok(memory) => Slab {
-                memory: Memory::Mapped(memory),
-                pool: Some(Arc::clone(self)),
-            },
-            // The system maps no more; the heap may still have it.
-            Err(_) => Slab::from_heap(WHOLE),
+    /// The slab that an earlier process has left, with its records. Nothing more goes into it.
+    pub fn adopt(self: &Arc<Self>, slot: Slot, used: u64) -> (Slab, Vec<Record>) {
+        let records: Vec<Record> = arena::read_records(slot.memory(), used).collect();
+        let slab = Slab {
+            filled: slot.memory().len(),
+            records: records.len(),
+            memory: Memory::Kept(used, slot),
+            pool: Arc::clone(self),
+        };
+        (slab, records)
+    }
+
+    fn take_back(&self, slot: Slot) {
+        self.arena.end_use(&slot);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = slot.class().len();
+        if idle.bytes + len <= self.max_idle_bytes {
+            idle.bytes += len;
+            idle.of(slot.class()).push(slot);
+        } else {
+            drop(idle);
+            self.arena.give_back(slot);
         }
     }
 }
@@ -59,80 +103,132 @@ impl SlabPool {
 #[derive(Debug)]
 pub struct Slab {
     memory: Memory,
-    pool: Option<Arc<SlabPool>>,
+    /// Bytes of data, from the front.
+    filled: usize,
+    /// Records, from the back.
+    records: usize,
+    pool: Arc<SlabPool>,
 }
 
 #[derive(Debug)]
 enum Memory {
-    Mapped(MmapMut),
-    Heap(Box<[u8]>),
+    /// Of the arena, in this use.
+    Kept(u64, Slot),
+    /// It goes with the process.
+    Volatile(Box<[u8]>),
+    /// Taken back.
+    Gone,
 }
 
 impl Slab {
-    fn from_heap(len: usize) -> Self {
-        Self {
-            memory: Memory::Heap(vec![0; len].into_boxed_slice()),
-            pool: None,
-        }
-    }
-}
-
-impl Deref for Slab {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
+    /// Its memory.
+    pub fn bytes(&self) -> &[u8] {
         match &self.memory {
-            Memory::Mapped(memory) => memory,
-            Memory::Heap(memory) => memory,
+            Memory::Kept(_, slot) => slot.memory(),
+            Memory::Volatile(memory) => memory,
+            Memory::Gone => &[],
         }
     }
-}
 
-impl DerefMut for Slab {
-    fn deref_mut(&mut self) -> &mut [u8] {
+    fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
-            Memory::Mapped(memory) => memory,
-            Memory::Heap(memory) => memory,
+            Memory::Kept(_, slot) => slot.memory_mut(),
+            Memory::Volatile(memory) => memory,
+            Memory::Gone => &mut [],
+        }
+    }
+
+    /// Whether a write of `len` bytes and its record go into it.
+    pub fn has_room_for(&self, len: usize) -> bool {
+        self.filled + len + RECORD * (self.records + 1) <= self.bytes().len()
+    }
+
+    /// Puts `data`, for byte `offset` of the disk, behind what was put last; where it begins. There is room for it.
+    pub fn append(&mut self, sequence: u32, offset: u64, data: &[u8]) -> u32 {
+        let from = self.filled;
+        if let Some(target) = self.bytes_mut().get_mut(from..from + data.len()) {
+            target.copy_from_slice(data);
+        }
+        self.filled += data.len();
+        let at = u32::try_from(from).unwrap_or(u32::MAX);
+        self.note(&Record {
+            sequence,
+            offset,
+            len: data.len() as u64,
+            kind: Kind::Data { at },
+        });
+        at
+    }
+
+    /// Adds a record. There is room for it.
+    pub fn note(&mut self, record: &Record) {
+        let index = self.records;
+        self.records += 1;
+        if let Memory::Kept(used, slot) = &mut self.memory {
+            arena::write_record(slot.memory_mut(), *used, index, record);
+        }
+    }
+
+    /// Puts `data` over the bytes at `at`; false, and nothing done, if they don't lie inside.
+    pub fn overwrite(&mut self, at: u32, data: &[u8]) -> bool {
+        let from = at as usize;
+        match self.bytes_mut().get_mut(from..from + data.len()) {
+            Some(target) => {
+                target.copy_from_slice(data);
+                true
+            }
+            None => false,
         }
     }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        let memory = std::mem::replace(&mut self.memory, Memory::Heap(Box::default()));
-        if let (Some(pool), Memory::Mapped(memory)) = (&self.pool, memory) {
-            let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            if idle.len() < pool.max_idle {
-                idle.push(memory);
-            }
+        match std::mem::replace(&mut self.memory, Memory::Gone) {
+            Memory::Kept(_, slot) => self.pool.take_back(slot),
+            Memory::Volatile(_) => self.pool.arena.remove_volatile(),
+            Memory::Gone => {}
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const HOME: Home = Home::TEST;
+
     #[test]
-    fn whole_slabs_come_back_and_others_do_not() {
-        let pool = Arc::new(SlabPool::new(8 * WHOLE as u64));
+    fn slabs_wait_for_use_up_to_the_bound() {
+        let whole = Class::Whole.len();
+        let pool = SlabPool::new(Arena::unnamed().unwrap(), 8 * whole as u64);
         let idle = || {
-            pool.idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .len()
+            let idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            (idle.small.len(), idle.whole.len(), idle.bytes)
         };
-        let slabs: Vec<_> = (0..8 + 5).map(|_| pool.take(false, 4096)).collect();
-        assert!(slabs.iter().all(|slab| slab.len() == WHOLE));
+        let slabs: Vec<_> = (0..8 + 5).map(|_| pool.take(Class::Whole, HOME)).collect();
+        assert_eq!(idle(), (0, 0, 0));
         drop(slabs);
-        assert_eq!(idle(), 8);
-        let small = pool.take(true, 4096);
-        assert_eq!((small.len(), idle()), (FIRST, 8));
-        drop((
-            small,
-            pool.take(true, FIRST + 1),
-            pool.take(false, WHOLE + 1),
-        ));
-        assert_eq!(idle(), 8);
+        assert_eq!(idle(), (0, 8, 8 * whole));
+        let kept = pool.take(Class::Whole, HOME);
+        drop(pool.take(Class::Small, HOME));
+        assert_eq!(idle(), (1, 7, 7 * whole + Class::Small.len()));
+        drop(kept);
+        assert_eq!(idle(), (1, 7, 7 * whole + Class::Small.len()));
+    }
+
+    #[test]
+    fn a_slab_is_full_when_data_and_records_meet() {
+        let pool = SlabPool::new(Arena::unnamed().unwrap(), 0);
+        let mut slab = pool.take(Class::Small, HOME);
+        let mut count = 0_usize;
+        while slab.has_room_for(512) {
+            slab.append(0, 0, &[7; 512]);
+            count += 1;
+        }
+        assert_eq!(count, Class::Small.len() / (512 + RECORD));
+        let data = slab.bytes().get(..count * 512).unwrap();
+        assert!(data.iter().all(|byte| *byte == 7));
     }
 }

@@ -45,10 +45,18 @@ impl Site {
             log: dir.path().join("log"),
             mode,
             memory_budget_mib: 64,
+            epoch_memory: PathBuf::new(),
             epoch_interval_ms: 20,
             disks,
         };
         Self { dir, config }
+    }
+
+    /// The same, with held epochs that outlive a process: dropping the group without a stop is its crash.
+    pub fn with_memory(mode: GroupMode, disks: &[&str]) -> Self {
+        let mut site = Self::new(mode, disks);
+        site.config.epoch_memory = site.dir.path().to_owned();
+        site
     }
 
     pub fn open(&self) -> Group {

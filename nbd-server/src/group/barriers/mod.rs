@@ -104,6 +104,17 @@ enum NoMemory {
     StaleSince(Epoch),
 }
 
+/// What a process that is gone has left beside its log, in memory that outlived it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Left {
+    /// Its generation.
+    pub generation: Generation,
+    /// The newest epoch that it had sealed.
+    pub sealed: Epoch,
+    /// The standbys that it had let in.
+    pub parked: Vec<String>,
+}
+
 /// The state machine of one group's authority.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Barriers {
@@ -132,26 +143,7 @@ impl Barriers {
     /// The machine of a group whose log says `state`, with all committed epochs applied. `clean`: the log was closed in
     /// order, so no open epoch was lost. There may be log operations [`outstanding`](Self::outstanding) at once.
     pub fn recover(state: &LogState, clean: bool, self_commit: bool) -> Self {
-        let mut this = Self {
-            generation: state.generation,
-            reason: "it had that generation when the gateway started",
-            owner: state.owner.clone(),
-            mode: state.mode.clone(),
-            committed: state.committed,
-            applied: state.applied,
-            sealed: state.committed,
-            first_held: None,
-            phase: Phase::Reserved,
-            no_memory: NoMemory::StaleSince(state.committed),
-            self_commit,
-            parked: VecDeque::new(),
-            fenced: VecDeque::new(),
-            pending: None,
-            broken: false,
-        };
-        if state.committed == Epoch(0) {
-            this.no_memory = NoMemory::NeverWas;
-        }
+        let mut this = Self::of(state, self_commit);
         let holder = state.mode.holder().map(|holder| &holder.standby);
         if this.mode == Mode::Sync && this.owner.is_some() {
             this.phase = this.sync_phase();
@@ -167,6 +159,60 @@ impl Barriers {
             this.begin(Purpose::Restart, ops);
         }
         this
+    }
+
+    /// The machine of a group that goes on where an earlier process was, which has left its memory: the open epoch and all sealed ones are
+    /// there. Nothing changes hands. None if that does not apply, as the group held nothing, or the memory is not of this generation: then
+    /// [`Barriers::recover`].
+    pub fn resume(state: &LogState, self_commit: bool, left: &Left) -> Option<Self> {
+        let mut this = Self::of(state, self_commit);
+        let held = match (&state.mode, &state.owner) {
+            (Mode::Sync, _) => false,
+            // A standby that has taken over and not written yet holds nothing.
+            (Mode::Async { holder }, Some(owner)) => holder
+                .as_ref()
+                .is_none_or(|holder| holder.standby != *owner),
+            (Mode::Async { holder }, None) => holder.is_none() && self_commit,
+        };
+        if !held || left.generation != state.generation {
+            return None;
+        }
+        this.phase = Phase::Held;
+        this.sealed = left.sealed.max(state.committed);
+        // Whether it still is to be recorded is not known; to flush the images once more is never wrong.
+        this.first_held = Some(this.committed.next());
+        this.parked.extend(left.parked.iter().cloned());
+        if let Some(holder) = state.mode.holder()
+            && !this.parked.contains(&holder.standby)
+        {
+            this.parked.push_back(holder.standby.clone());
+        }
+        Some(this)
+    }
+
+    fn of(state: &LogState, self_commit: bool) -> Self {
+        let no_memory = if state.committed == Epoch(0) {
+            NoMemory::NeverWas
+        } else {
+            NoMemory::StaleSince(state.committed)
+        };
+        Self {
+            generation: state.generation,
+            reason: "it had that generation when the gateway started",
+            owner: state.owner.clone(),
+            mode: state.mode.clone(),
+            committed: state.committed,
+            applied: state.applied,
+            sealed: state.committed,
+            first_held: None,
+            phase: Phase::Reserved,
+            no_memory,
+            self_commit,
+            parked: VecDeque::new(),
+            fenced: VecDeque::new(),
+            pending: None,
+            broken: false,
+        }
     }
 
     /// The current generation.
@@ -197,6 +243,11 @@ impl Barriers {
     /// The newest sealed epoch; the newest committed one if none is.
     pub fn sealed(&self) -> Epoch {
         self.sealed
+    }
+
+    /// The standbys that are let in.
+    pub fn parked(&self) -> impl Iterator<Item = &str> {
+        self.parked.iter().map(String::as_str)
     }
 
     /// Where the group stands.

@@ -2,32 +2,34 @@
 //! nothing else: no epochs, no locks, no files.
 //!
 //! ```text
-//!   regions: hash of 128 KiB pieces of the disk ─▶ extents in order ─▶ slabs (small writes) or payloads (large ones)
+//!   regions: hash of 128 KiB pieces of the disk ─▶ extents in order ─▶ slabs
 //!   clears:  whole regions that read as zeros, below the regions, so that a trim of a terabyte is one entry
 //! ```
 //!
-//! A look-up is a hash and a short search, so it stays flat as the epoch grows. Small writes are copied into slabs one behind another:
-//! neighbours become one extent, and a block that is written again is overwritten in place. Large payloads are kept as they came.
+//! A look-up is a hash and a short search, so it stays flat as the epoch grows. Writes are copied into slabs one behind another:
+//! neighbours become one extent, and a block that is written again is overwritten in place. The slabs also say what is in them, so that
+//! the map can be made anew from what a process has left.
 
 mod buffers;
 mod clears;
 mod newest;
 mod region;
+mod revive;
 mod sequence;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use foldhash::fast::RandomState;
 
+use super::arena::Home;
 use super::budget::{Budget, Charge};
 use buffers::Buffers;
 use clears::Clears;
 use region::{Extent, REGION_BITS, Region, What};
 
-pub use buffers::LARGE;
 pub use newest::newest;
+pub use revive::NotRevived;
 pub use sequence::Cursor;
 
 /// Bytes of disk in one region.
@@ -83,12 +85,12 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// An empty overlay that charges what it holds to `budget`.
-    pub fn new(budget: &Arc<Budget>) -> Self {
+    /// An empty overlay for the writes of `home` that charges what it holds to `budget`.
+    pub fn new(budget: &Arc<Budget>, home: Home) -> Self {
         Self {
             regions: HashMap::default(),
             clears: Clears::default(),
-            buffers: Buffers::new(budget),
+            buffers: Buffers::new(budget, home),
             extents: 0,
             data_bytes: 0,
             charge: budget.charge(0),
@@ -122,30 +124,21 @@ impl Overlay {
             {
                 continue;
             }
-            let place = self.buffers.copy(bytes);
+            let place = self.buffers.copy(piece.offset(), bytes);
             self.put(piece, What::Data(place));
-        }
-        self.update_charge();
-    }
-
-    /// Puts `data` at `offset`, over what is there. What is larger than [`LARGE`] is kept, not copied: its buffer should hold nothing
-    /// else, so that it costs what it says.
-    pub fn write_owned(&mut self, offset: u64, data: Bytes) {
-        if data.len() <= LARGE {
-            return self.write(offset, &data);
-        }
-        let len = data.len() as u64;
-        let place = self.buffers.keep(data);
-        let mut distance = 0;
-        for piece in pieces(offset, len) {
-            self.put(piece, What::Data(place.later(distance)));
-            distance += piece.len;
         }
         self.update_charge();
     }
 
     /// Clears a range.
     pub fn clear(&mut self, offset: u64, len: u64, clear: Clear) {
+        // Noted first: what it takes the place of is given back at once, and must not be missed if this process dies then.
+        self.buffers.note_clear(offset, len, clear);
+        self.put_clear(offset, len, clear);
+        self.update_charge();
+    }
+
+    fn put_clear(&mut self, offset: u64, len: u64, clear: Clear) {
         let what = What::Cleared(clear);
         let end = offset.saturating_add(len);
         let first_whole = offset.div_ceil(REGION);
@@ -163,7 +156,6 @@ impl Overlay {
             self.drop_regions(first_whole, last_whole);
             self.clears.insert(first_whole, last_whole, clear);
         }
-        self.update_charge();
     }
 
     fn put(&mut self, piece: Piece, what: What) {
@@ -299,6 +291,13 @@ struct Piece {
     region: u64,
     start: u32,
     len: u32,
+}
+
+impl Piece {
+    /// Its first byte on the disk.
+    fn offset(&self) -> u64 {
+        self.region * REGION + u64::from(self.start)
+    }
 }
 
 /// Cuts a range at the borders of regions.

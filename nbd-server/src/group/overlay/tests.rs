@@ -4,8 +4,10 @@
     clippy::expect_used,
     clippy::cast_possible_truncation
 )]
+use epoch_log::{Epoch, Generation};
 use proptest::prelude::*;
 
+use super::super::arena::{Arena, Class, Found};
 use super::*;
 
 const SIZE: u64 = 5 * REGION;
@@ -71,7 +73,7 @@ fn apply(op: &Op, overlay: &mut Overlay, model: &mut [u8]) {
         Op::Write(at, len, first) => {
             let data = payload(*len, *first);
             model[*at as usize..(*at + *len) as usize].copy_from_slice(&data);
-            overlay.write_owned(*at, data.into());
+            overlay.write(*at, &data);
         }
         Op::Clear(at, len, clear) => {
             overlay.clear(*at, *len, *clear);
@@ -98,10 +100,10 @@ proptest! {
         newer in proptest::collection::vec(op(), 0..30),
         reads in proptest::collection::vec(range(), 1..10),
     ) {
-        let budget = Budget::new(u64::MAX, Arc::default());
+        let budget = Budget::endless();
         let image = payload(SIZE, 99);
         let mut model = image.clone();
-        let (mut low, mut high) = (Overlay::new(&budget), Overlay::new(&budget));
+        let (mut low, mut high) = (Overlay::new(&budget, Home::TEST), Overlay::new(&budget, Home::TEST));
         for op in &older {
             apply(op, &mut low, &mut model);
         }
@@ -129,10 +131,68 @@ proptest! {
     }
 }
 
+/// What is left of overlays when their process dies.
+fn left(arena: &Arena, overlays: Vec<Overlay>) {
+    arena.leave();
+    drop(overlays);
+}
+
+proptest! {
+    #[test]
+    fn an_overlay_is_made_anew_from_what_its_process_has_left(
+        before in proptest::collection::vec(op(), 0..30),
+        after in proptest::collection::vec(op(), 0..10),
+        other in proptest::collection::vec(op(), 0..5),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("held");
+        let image = payload(SIZE, 99);
+        let (mut model, mut another) = (image.clone(), image.clone());
+        let neighbour = Home { epoch: Epoch(1), disk: 1 };
+        let (arena, found) = Arena::open(&path, [7; 16]).unwrap();
+        prop_assert!(matches!(found, Found::Nothing));
+        arena.restart(Generation(3), Epoch(0));
+        {
+            let budget = Budget::new(u64::MAX, Arc::default(), Arc::clone(&arena));
+            let mut overlay = Overlay::new(&budget, Home::TEST);
+            let mut beside = Overlay::new(&budget, neighbour);
+            for op in &before {
+                apply(op, &mut overlay, &mut model);
+            }
+            for op in &other {
+                apply(op, &mut beside, &mut another);
+            }
+            left(&arena, vec![overlay, beside]);
+        }
+        drop(arena);
+
+        let (arena, found) = Arena::open(&path, [7; 16]).unwrap();
+        let Found::Kept(kept) = found else { panic!("nothing was kept") };
+        prop_assert_eq!((kept.generation, kept.sealed), (Generation(3), Epoch(0)));
+        let budget = Budget::new(u64::MAX, Arc::default(), Arc::clone(&arena));
+        let mut revived = [Home::TEST, neighbour].map(|home| {
+            let slabs = kept.slabs.iter().filter(|slab| slab.home == home);
+            let slabs = slabs.map(|slab| budget.slabs().adopt(arena.take_kept(slab).unwrap(), slab.used));
+            Overlay::revive(&budget, home, SIZE, slabs.collect()).unwrap()
+        });
+        for op in &after {
+            apply(op, &mut revived[0], &mut model);
+        }
+        for (overlay, model) in revived.iter().zip([&model, &another]) {
+            prop_assert!(&read(&[overlay], &image, 0, SIZE) == model);
+            let mut disk = image.clone();
+            bring(overlay, &mut disk);
+            prop_assert!(&disk == model, "what goes to the image differs");
+        }
+        drop(revived);
+        prop_assert_eq!(budget.held(), 0);
+    }
+}
+
 #[test]
-fn overwriting_costs_nothing_and_large_payloads_go_when_nothing_of_them_is_left() {
-    let budget = Budget::new(u64::MAX, Arc::default());
-    let mut overlay = Overlay::new(&budget);
+fn overwriting_costs_nothing_and_slabs_go_when_nothing_of_them_is_left() {
+    let budget = Budget::endless();
+    let mut overlay = Overlay::new(&budget, Home::TEST);
     overlay.write(0, &[1; 4096]);
     let once = budget.held();
     for i in 0..100 {
@@ -141,19 +201,21 @@ fn overwriting_costs_nothing_and_large_payloads_go_when_nothing_of_them_is_left(
     }
     assert_eq!(budget.held(), once);
     assert_eq!((overlay.extents, overlay.data_bytes()), (1, 4096));
-    overlay.write_owned(REGION, vec![7; 1 << 20].into());
+    overlay.write(REGION, &vec![7; 1 << 20]);
     assert!(budget.held() >= once + (1 << 20));
     overlay.clear(REGION, 1 << 20, Clear::Zero);
+    // The slab that is being filled stays, and one for the record of the clear.
+    let stays = Class::Whole.len() + Class::Small.len() + 8192;
     assert!(
-        budget.held() < once + 8192,
-        "a payload outlives its last byte"
+        budget.held() < once + stays as u64,
+        "a slab outlives its last byte"
     );
 }
 
 #[test]
 fn neighbours_become_one_part() {
-    let budget = Budget::new(u64::MAX, Arc::default());
-    let mut overlay = Overlay::new(&budget);
+    let budget = Budget::endless();
+    let mut overlay = Overlay::new(&budget, Home::TEST);
     for block in 0..64 {
         overlay.write(block * 4096, &payload(4096, block as u8));
     }
@@ -166,8 +228,8 @@ fn neighbours_become_one_part() {
 
 #[test]
 fn a_trim_of_everything_is_one_entry() {
-    let budget = Budget::new(u64::MAX, Arc::default());
-    let mut overlay = Overlay::new(&budget);
+    let budget = Budget::endless();
+    let mut overlay = Overlay::new(&budget, Home::TEST);
     overlay.write(5 * REGION, &[1; 512]);
     overlay.clear(0, 1 << 50, Clear::Trim);
     overlay.write(9 * REGION + 7, &[2; 512]);
