@@ -125,6 +125,8 @@ struct SourceLoop {
     number: LinkNumber,
     /// The gateway said that memory runs short since the last capture began.
     pressed: bool,
+    /// The gateway does not answer: nothing can be sealed.
+    gateway_lost: bool,
     held: bool,
     vm: mpsc::Sender<vm_task::Request>,
     gateway: mpsc::Sender<gateway_task::Request>,
@@ -173,6 +175,7 @@ impl SourceLoop {
             link: None,
             number: LinkNumber(0),
             pressed: false,
+            gateway_lost: false,
             held: false,
             vm: vm_sender,
             gateway: gateway_sender,
@@ -228,8 +231,11 @@ impl SourceLoop {
     }
 
     /// The next checkpoint. A VM that is held stays stopped after its first one, so there is nothing more to capture
-    /// until that one is committed and the VM runs on.
+    /// until that one is committed and the VM runs on. Nor is there while nobody seals.
     async fn checkpoint_due(&mut self) {
+        if self.gateway_lost {
+            return;
+        }
         if !self.held || self.machine.in_flight() == 0 {
             self.step(Event::CheckpointDue).await;
         }
@@ -475,10 +481,12 @@ impl SourceLoop {
                     reason,
                     "the gateway does not answer; the guest's disk requests wait"
                 );
+                self.gateway_lost = true;
                 emit(&self.reporter, Report::GatewayLost { reason });
             }
             Outcome::Back => {
                 tracing::info!("the gateway answers again");
+                self.gateway_lost = false;
                 emit(&self.reporter, Report::GatewayBack);
             }
         }

@@ -22,6 +22,10 @@ use crate::gateway_task::Place;
 use crate::link::{LinkNumber, Shipment, chain};
 use crate::report::{Pause, micros};
 
+/// How long a paused guest waits for a gateway that is just starting again. Its disks do not answer meanwhile either.
+const SEAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to seal.
+const SEAL_AGAIN: Duration = Duration::from_millis(10);
 /// Bytes of RAM that one step of the first copy looks at.
 const BASE_CHUNK: u64 = 4 << 20;
 
@@ -85,6 +89,8 @@ pub(crate) async fn run(
     let mut held = false;
     // Kept from epoch to epoch: no allocation and few page faults while the guest is paused.
     let mut pages = PageSet::default();
+    // Of this protection: it numbers the next seal.
+    let mut sealed = None;
     loop {
         let request = tokio::select! {
             request = requests.recv() => match request {
@@ -101,9 +107,17 @@ pub(crate) async fn run(
         };
         let outcome = match request {
             Request::CopyBase { number, sender } => {
+                sealed = None;
                 Some(copy_base(&mut vm, number, &sender, &outcomes).await)
             }
-            Request::Capture => Some(capture(&mut vm, &place, held, &mut pages).await),
+            Request::Capture => {
+                let next = sealed.map(Epoch::next);
+                let outcome = capture(&mut vm, &place, held, next, &mut pages).await;
+                if let Outcome::Captured(captured) = &outcome {
+                    sealed = Some(captured.shipment.epoch);
+                }
+                Some(outcome)
+            }
             Request::Hold => {
                 held = true;
                 vm.freeze().await.err().map(lost)
@@ -204,8 +218,14 @@ async fn try_copy_base(
 }
 
 /// One pause: stop, then seal and save side by side, then let the guest run on (unless it is held).
-async fn capture(vm: &mut SourceVm, place: &Place, held: bool, pages: &mut PageSet) -> Outcome {
-    match try_capture(vm, place, held, pages).await {
+async fn capture(
+    vm: &mut SourceVm,
+    place: &Place,
+    held: bool,
+    next: Option<Epoch>,
+    pages: &mut PageSet,
+) -> Outcome {
+    match try_capture(vm, place, held, next, pages).await {
         Ok(captured) => Outcome::Captured(Box::new(captured)),
         Err(CaptureError::Seal(error)) if error.is_fenced() => Outcome::Fenced {
             reason: error.to_string(),
@@ -228,13 +248,14 @@ async fn try_capture(
     vm: &mut SourceVm,
     place: &Place,
     held: bool,
+    next: Option<Epoch>,
     pages: &mut PageSet,
 ) -> Result<Captured, CaptureError> {
     failpoint::hit(failpoints::BEFORE_STOP);
     let began = Instant::now();
     let mut stopped = vm.stop().await.map_err(CaptureError::Vm)?;
     failpoint::hit(failpoints::AFTER_STOP);
-    let ((sealed, seal), saved) = tokio::join!(seal(place), stopped.save(pages));
+    let ((sealed, seal), saved) = tokio::join!(seal(place, next), stopped.save(pages));
     let sealed = match sealed {
         // The guest stays stopped: what is not ours any more does not run on.
         Err(error) if error.is_fenced() => return Err(CaptureError::Seal(error)),
@@ -278,9 +299,22 @@ async fn try_capture(
     })
 }
 
-async fn seal(place: &Place) -> (Result<SealReply, ControlError>, Duration) {
+/// Seals the epoch, as `next` if its number is known. Then a gateway that does not answer is asked again: it may be starting, with all that
+/// it held, and the guest is paused, so that the cut is the same.
+async fn seal(place: &Place, next: Option<Epoch>) -> (Result<SealReply, ControlError>, Duration) {
     let began = Instant::now();
-    let sealed = place.client.seal(&place.group, place.generation).await;
+    let (client, group, generation) = (&place.client, &place.group, place.generation);
+    let sealed = loop {
+        let Some(epoch) = next else {
+            break client.seal(group, generation).await;
+        };
+        match client.seal_as(group, generation, epoch).await {
+            Err(ControlError::Unreachable { .. }) if began.elapsed() < SEAL_PATIENCE => {
+                tokio::time::sleep(SEAL_AGAIN).await;
+            }
+            sealed => break sealed,
+        }
+    };
     failpoint::hit(failpoints::AFTER_SEAL);
     (sealed, began.elapsed())
 }

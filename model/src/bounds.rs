@@ -8,8 +8,10 @@ pub enum Fault {
     HostCrash,
     /// The VM's QEMU dies, its coordinator lives.
     VmDies,
-    /// The gateway dies, between two requests or behind any log operation of one. It comes back.
+    /// The host of the gateway dies, between two requests or behind any log operation of one. It comes back, without what was held.
     GatewayCrash,
+    /// The process of the gateway dies, in the same places. It comes back with what was held.
+    GatewayRestart,
     /// The checkpoint channel breaks, or one side suspects the other without a reason. Each side notices when it likes.
     LinkBreak,
     /// A checkpoint is altered on its way.
@@ -30,10 +32,11 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault that the transports of today can bring about.
-    pub const REAL: [Self; 10] = [
+    pub const REAL: [Self; 11] = [
         Self::HostCrash,
         Self::VmDies,
         Self::GatewayCrash,
+        Self::GatewayRestart,
         Self::LinkBreak,
         Self::Damage,
         Self::StandbyDrop,

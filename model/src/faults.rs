@@ -27,6 +27,7 @@ impl World {
         match course {
             Course::Good => Some(()),
             Course::Crash(_) => self.spend(protocol, Fault::GatewayCrash),
+            Course::Die(_) => self.spend(protocol, Fault::GatewayRestart),
             Course::Full(_) => self.spend(protocol, Fault::LogFull),
         }
     }
@@ -39,8 +40,18 @@ impl World {
         }
     }
 
-    pub(crate) fn crash_gateway(&mut self, protocol: &Protocol) -> Taken {
+    pub(crate) fn gateway_dies(&mut self, protocol: &Protocol) -> Taken {
         self.gateway.running.as_ref()?;
+        self.spend(protocol, Fault::GatewayRestart)?;
+        self.gateway.die();
+        Some(())
+    }
+
+    /// Also while no process runs: what the last one has left goes as well.
+    pub(crate) fn crash_gateway(&mut self, protocol: &Protocol) -> Taken {
+        if self.gateway.running.is_none() && self.gateway.remains.is_none() {
+            return None;
+        }
         self.spend(protocol, Fault::GatewayCrash)?;
         self.gateway.crash();
         self.gateway_is_gone();
@@ -65,9 +76,7 @@ impl World {
         self.spend(protocol, Fault::HostCrash)?;
         self.owner_is_gone(side);
         let under_way = match self.host(side) {
-            Host::Source(source) if source.capturing => Some(Request::Seal {
-                generation: source.generation,
-            }),
+            Host::Source(source) if source.capturing => Some(source.seal()),
             Host::Source(source) => source.requests.front().cloned(),
             Host::Standby(standby) => standby.takeover.map(|_| Request::TakeOver {
                 standby: standby.id.clone(),
@@ -173,8 +182,8 @@ impl World {
         }
         let (gateway, mut judge) = self.at_gateway(protocol);
         let _ = match request {
-            Request::Seal { generation } => gateway
-                .seal(*generation, Course::Good, &mut judge)
+            Request::Seal { generation, number } => gateway
+                .seal(*generation, *number, Course::Good, &mut judge)
                 .map(|_| ()),
             other => gateway
                 .ask(other.input(), other.generation(), Course::Good, &mut judge)
@@ -185,24 +194,26 @@ impl World {
 
     pub(crate) fn lose_seal_answer(&mut self, protocol: &Protocol, side: Side) -> Taken {
         let source = self.source(side)?;
-        let generation = source.generation;
+        let (generation, number) = (source.generation, source.next_seal());
         if !source.capturing {
             return None;
         }
         self.spend(protocol, Fault::SealAnswerLost)?;
         let (gateway, mut judge) = self.at_gateway(protocol);
-        gateway.seal(generation, Course::Good, &mut judge).ok()?;
+        gateway
+            .seal(generation, number, Course::Good, &mut judge)
+            .ok()?;
         self.capture_failed(protocol, side)
     }
 
     pub(crate) fn delay_seal(&mut self, protocol: &Protocol, side: Side) -> Taken {
         let source = self.source(side)?;
-        let generation = source.generation;
+        let seal = source.seal();
         if !source.capturing {
             return None;
         }
         self.spend(protocol, Fault::LateSeal)?;
-        self.strays.insert(Request::Seal { generation });
+        self.strays.insert(seal);
         self.capture_failed(protocol, side)
     }
 }

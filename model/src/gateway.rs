@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use epoch_log::{LogState, Mode};
 use nbd_server::group::Refusal;
-use nbd_server::group::barriers::{Barriers, Effect, Gate, Input, LogOp, LogOutcome, Phase};
+use nbd_server::group::barriers::{Barriers, Effect, Gate, Input, Left, LogOp, LogOutcome, Phase};
 use nbd_server::{Epoch, Generation};
 
 use crate::history::History;
@@ -19,8 +19,10 @@ use crate::rules::Rule;
 pub enum Course {
     /// Without a fault.
     Good,
-    /// The gateway dies when so many log operations (1 or more) are durable.
+    /// The gateway's host dies when so many log operations (1 or more) are durable.
     Crash(u8),
+    /// The gateway's process dies when so many are; with 0 behind the cut of a seal.
+    Die(u8),
     /// After so many the log is full, for one operation.
     Full(u8),
 }
@@ -87,6 +89,14 @@ pub struct Running {
     pub draining: BTreeSet<Request>,
 }
 
+/// What the process has left in memory that outlived it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Remains {
+    left: Left,
+    open: Option<History>,
+    sealed: Vec<(Epoch, History)>,
+}
+
 /// Disks and process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Gateway {
@@ -100,6 +110,8 @@ pub struct Gateway {
     pub durable: History,
     /// The process, if it runs.
     pub running: Option<Running>,
+    /// What the last one has left, if it does not.
+    pub remains: Option<Remains>,
 }
 
 /// Counts log operations and strikes as the course says.
@@ -132,6 +144,7 @@ impl Gateway {
             unapplied: None,
             durable: History::default(),
             running: Some(running),
+            remains: None,
         }
     }
 
@@ -145,9 +158,23 @@ impl Gateway {
         held.or(self.unapplied).unwrap_or(self.image)
     }
 
-    /// Dies.
+    /// Its host dies.
     pub fn crash(&mut self) {
         self.running = None;
+        self.remains = None;
+    }
+
+    /// Its process dies.
+    pub fn die(&mut self) {
+        self.remains = self.running.take().map(|running| Remains {
+            left: Left {
+                generation: running.barriers.generation(),
+                sealed: running.barriers.sealed(),
+                parked: running.barriers.parked().map(str::to_owned).collect(),
+            },
+            open: running.open,
+            sealed: running.sealed,
+        });
     }
 
     /// A write of an attachment of `generation`.
@@ -220,15 +247,23 @@ impl Gateway {
         Ok((running.barriers.generation(), running.barriers.committed()))
     }
 
-    /// The cut. Answered when async mode is recorded.
+    /// The cut, by number if that is known. Answered when async mode is recorded.
     pub fn seal(
         &mut self,
         generation: Generation,
+        number: Option<Epoch>,
         course: Course,
         judge: &mut Judge<'_>,
     ) -> Result<Epoch, No> {
-        let input = Input::Seal {
-            generation: self.generation_of_seal(generation, judge),
+        let claimed = self.generation_of_seal(generation, judge);
+        let input = match number {
+            None => Input::Seal {
+                generation: claimed,
+            },
+            Some(epoch) => Input::SealAs {
+                generation: claimed,
+                epoch,
+            },
         };
         if course == Course::Good && judge.mutated(Mutation::AnswerSealEarly) {
             self.feed(input, judge)?;
@@ -242,6 +277,10 @@ impl Gateway {
             judge.broken(Rule::Fencing);
         }
         let epoch = self.sealed()?;
+        if course == Course::Die(0) {
+            self.die();
+            return Err(No::Silent);
+        }
         let outcome = self.perform_outstanding(&mut ops, judge);
         if !ops.struck {
             return Err(No::NeverSo);
@@ -315,8 +354,46 @@ impl Gateway {
         if judge.mutated(Mutation::NoFenceAtRestart) {
             self.log.mode = Mode::Sync;
         }
-        self.running = Some(Running::recovered(&self.log));
+        self.running = Some(self.resumed(judge));
         self.settle(course, judge)
+    }
+
+    /// The process that goes on with what the last one has left, if that belongs to the log.
+    fn resumed(&mut self, judge: &mut Judge<'_>) -> Running {
+        let lost = self.remains.is_none() && judge.mutated(Mutation::ResumeWithoutMemory);
+        let remains = self.remains.take().or_else(|| {
+            lost.then(|| Remains {
+                left: Left {
+                    generation: self.log.generation,
+                    sealed: self.log.committed,
+                    parked: Vec::new(),
+                },
+                open: None,
+                sealed: Vec::new(),
+            })
+        });
+        let Some(remains) = remains else {
+            return Running::recovered(&self.log);
+        };
+        let Some(barriers) = Barriers::resume(&self.log, false, &remains.left) else {
+            // Nobody may be fenced just because a process was started again.
+            let same = remains.left.generation == self.log.generation;
+            if same
+                && (remains.open.is_some() || !remains.sealed.is_empty())
+                && self.log.mode != Mode::Sync
+            {
+                judge.broken(Rule::Recovery);
+            }
+            return Running::recovered(&self.log);
+        };
+        let mut sealed = remains.sealed;
+        sealed.retain(|(epoch, _)| *epoch > self.log.committed);
+        Running {
+            barriers,
+            open: remains.open,
+            sealed,
+            draining: BTreeSet::new(),
+        }
     }
 
     /// Lets a standby in.
@@ -388,6 +465,11 @@ impl Gateway {
             if !ops.struck && ops.course == Course::Crash(ops.done) {
                 ops.struck = true;
                 self.crash();
+                return Err(No::Silent);
+            }
+            if !ops.struck && ops.course == Course::Die(ops.done) {
+                ops.struck = true;
+                self.die();
                 return Err(No::Silent);
             }
         }

@@ -57,6 +57,8 @@ pub enum Request {
     Seal {
         /// Of the source.
         generation: Generation,
+        /// Which, if the source knows.
+        number: Option<Epoch>,
     },
     /// COMMIT 2.
     Commit {
@@ -83,7 +85,14 @@ impl Request {
     /// As the gateway's machine takes it.
     pub fn input(&self) -> Input {
         match self.clone() {
-            Self::Seal { generation } => Input::Seal { generation },
+            Self::Seal {
+                generation,
+                number: None,
+            } => Input::Seal { generation },
+            Self::Seal {
+                generation,
+                number: Some(epoch),
+            } => Input::SealAs { generation, epoch },
             Self::Commit {
                 generation,
                 epoch,
@@ -101,7 +110,7 @@ impl Request {
     /// The generation that it claims.
     pub fn generation(&self) -> Option<Generation> {
         match self {
-            Self::Seal { generation }
+            Self::Seal { generation, .. }
             | Self::Commit { generation, .. }
             | Self::Drain { generation } => Some(*generation),
             Self::TakeOver { .. } => None,
@@ -188,6 +197,8 @@ pub struct SourceProcess {
     pub answer: Option<Answer>,
     /// `vm_task`: the guest is stopped, and the gateway asked to seal.
     pub capturing: bool,
+    /// `vm_task`: the last epoch that was sealed for this standby.
+    pub sealed: Option<Epoch>,
     /// `vm_task`: the first copy is being sent over this channel.
     pub copying: Option<u8>,
     /// Captured and not shipped.
@@ -210,6 +221,7 @@ impl SourceProcess {
             requests: VecDeque::new(),
             answer: None,
             capturing: false,
+            sealed: None,
             copying: None,
             captured: None,
             seeking: true,

@@ -36,6 +36,8 @@ pub enum Mutation {
     GenerationNotDurable,
     /// A gateway that lost an open epoch lets its source go on.
     NoFenceAtRestart,
+    /// A gateway that starts goes on as if it had what was held.
+    ResumeWithoutMemory,
     /// The first seal is answered before async mode is recorded.
     AnswerSealEarly,
     /// A failed capture is tried again, without a new first copy.
@@ -44,7 +46,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ApplyBeforeRecord,
         Self::ReleaseOnCommit1,
         Self::ReleaseOnStandbyLoss,
@@ -61,6 +63,7 @@ impl Mutation {
         Self::SyncModeNotRecorded,
         Self::GenerationNotDurable,
         Self::NoFenceAtRestart,
+        Self::ResumeWithoutMemory,
         Self::AnswerSealEarly,
         Self::CaptureAgain,
     ];

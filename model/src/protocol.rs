@@ -58,8 +58,10 @@ pub enum Step {
     RestartHost(Side),
     /// A stray request reaches the gateway.
     StrayArrives(Request),
-    /// The gateway dies.
+    /// The gateway's host dies.
     CrashGateway,
+    /// The gateway's process dies.
+    GatewayDies,
     /// A host dies.
     CrashHost(Side),
     /// The VM dies.
@@ -190,11 +192,11 @@ impl Protocol {
             }
             if world.gateway.running.is_some() {
                 steps.push(Step::Settle(course));
-            } else if matches!(course, Course::Crash(_)) {
+            } else if matches!(course, Course::Crash(_) | Course::Die(_)) {
                 steps.push(Step::RestartGateway(course));
             }
         }
-        steps.push(Step::CrashGateway);
+        steps.extend([Step::CrashGateway, Step::GatewayDies]);
         for side in Side::BOTH {
             steps.extend([
                 Step::CrashHost(side),
@@ -219,6 +221,9 @@ impl Protocol {
         let mut courses = Vec::new();
         if kinds.contains(&Fault::GatewayCrash) {
             courses.extend((1..=MOST_OPS).map(Course::Crash));
+        }
+        if kinds.contains(&Fault::GatewayRestart) {
+            courses.extend((0..=MOST_OPS).map(Course::Die));
         }
         if kinds.contains(&Fault::LogFull) {
             courses.extend((0..MOST_OPS).map(Course::Full));
@@ -274,6 +279,7 @@ impl Protocol {
             Step::RestartHost(side) => world.restart_host(side),
             Step::StrayArrives(request) => world.stray_arrives(self, &request),
             Step::CrashGateway => world.crash_gateway(self),
+            Step::GatewayDies => world.gateway_dies(self),
             Step::CrashHost(side) => world.crash_host(self, side),
             Step::VmDies(side) => world.vm_dies(self, side),
             Step::ColdStart(side) => world.start_cold(self, side),
@@ -307,7 +313,8 @@ impl Model for Protocol {
         let mut next = world.clone();
         let was_running = next.gateway.running.is_some();
         self.take(&mut next, step)?;
-        if was_running && next.gateway.running.is_none() {
+        let forgotten = next.gateway.running.is_none() && next.gateway.remains.is_none();
+        if was_running && forgotten {
             next.gateway_is_gone();
         }
         next.tidy();

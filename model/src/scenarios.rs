@@ -19,7 +19,12 @@ pub struct Scenario {
 /// The runs that must find nothing.
 pub fn scenarios() -> Vec<Scenario> {
     let takeovers = vec![Fault::HostCrash, Fault::VmDies, Fault::LinkBreak];
-    let pipeline = vec![Fault::HostCrash, Fault::GatewayCrash, Fault::LinkBreak];
+    let pipeline = vec![
+        Fault::HostCrash,
+        Fault::GatewayCrash,
+        Fault::GatewayRestart,
+        Fault::LinkBreak,
+    ];
     vec![
         Scenario {
             name: "no fault",
@@ -114,7 +119,8 @@ pub fn finding(mutation: Mutation) -> (Protocol, Rule) {
         Mutation::SyncModeNotRecorded => (&[LinkBreak], Rule::HeldFirst),
         Mutation::GenerationNotDurable => (&[LinkBreak], Rule::Fencing),
         Mutation::NoFenceAtRestart => (&[GatewayCrash], Rule::Recovery),
-        Mutation::AnswerSealEarly => (&[GatewayCrash], Rule::HeldFirst),
+        Mutation::ResumeWithoutMemory => (&[GatewayCrash], Rule::Recovery),
+        Mutation::AnswerSealEarly => (&[GatewayCrash], Rule::GoesOn),
         Mutation::CaptureAgain => (&[LogFull], Rule::NothingEarly),
     };
     let faults = match (kinds, mutation) {

@@ -75,11 +75,13 @@ impl World {
         if !source.capturing {
             return None;
         }
-        let generation = source.generation;
+        let (generation, number) = (source.generation, source.next_seal());
         let (gateway, mut judge) = self.at_gateway(protocol);
-        match gateway.seal(generation, course, &mut judge) {
+        match gateway.seal(generation, number, course, &mut judge) {
             Ok(epoch) => self.captured(protocol, side, epoch),
             Err(No::NeverSo | No::Busy) => None,
+            // It is asked again, and given up only while it stays silent.
+            Err(No::Silent) if number.is_some() => Some(()),
             Err(No::Fenced) => self.tell_source(side, Event::Fenced),
             Err(No::Silent | No::Full | No::Refused) => self.capture_failed(protocol, side),
         }
@@ -100,6 +102,7 @@ impl World {
     fn captured(&mut self, protocol: &Protocol, side: Side, epoch: Epoch) -> Taken {
         let source = self.source_mut(side)?;
         source.capturing = false;
+        source.sealed = Some(epoch);
         let (base, memory) = source.take_dirty()?;
         source.captured = Some(Checkpoint {
             epoch,
@@ -279,7 +282,10 @@ impl World {
         let source = self.source_mut(side)?;
         let generation = source.generation;
         match action {
-            Action::CopyBase => source.copying = source.link,
+            Action::CopyBase => {
+                source.sealed = None;
+                source.copying = source.link;
+            }
             Action::Capture => source.capturing = true,
             Action::SendCheckpoint { .. } => {
                 let (link, checkpoint) = (source.link, source.captured.take());
@@ -385,6 +391,19 @@ impl World {
 }
 
 impl SourceProcess {
+    /// The number that the next seal has to give.
+    pub(crate) fn next_seal(&self) -> Option<Epoch> {
+        self.sealed.map(Epoch::next)
+    }
+
+    /// The seal that is asked for.
+    pub(crate) fn seal(&self) -> Request {
+        Request::Seal {
+            generation: self.generation,
+            number: self.next_seal(),
+        }
+    }
+
     /// The dirty pages leave the tracker: what they are a difference to, and what they lead to.
     fn take_dirty(&mut self) -> Option<(Ram, History)> {
         let vm = self.vm.as_mut()?;

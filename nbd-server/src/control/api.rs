@@ -5,7 +5,7 @@
 //! |------------------------------------------------|--------------------------------|------------------------------------|
 //! | `POST /v1/groups/{g}/attach`                   | [`AttachRequest`]              | [`AttachReply`]                    |
 //! | `POST /v1/groups/{g}/park`                     | [`ParkRequest`]                | [`ParkReply`]                      |
-//! | `POST /v1/groups/{g}/seal`                     | [`GenerationRequest`]          | [`SealReply`]                      |
+//! | `POST /v1/groups/{g}/seal`                     | [`SealRequest`]                | [`SealReply`]                      |
 //! | `POST /v1/groups/{g}/commit`                   | [`CommitRequest`]              | [`EpochReply`]                     |
 //! | `POST /v1/groups/{g}/sync`                     | [`GenerationRequest`]          | [`EpochReply`]                     |
 //! | `POST /v1/groups/{g}/takeover`                 | [`TakeoverRequest`]            | [`TakeoverReply`]                  |
@@ -55,6 +55,17 @@ pub struct AttachReply {
 pub struct ParkRequest {
     /// Id of this one process start of the standby, with a fresh uuid in it; never used again. See [`valid_id`].
     pub standby: String,
+}
+
+/// The owner's guest is paused: cut here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealRequest {
+    /// The owner's generation.
+    pub generation: Generation,
+    /// The number that the epoch has to get: one more than the last. A request that has one can be asked again while the guest is paused,
+    /// and is no second cut. Without: whatever comes next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
 }
 
 /// The standby may open its attachments.

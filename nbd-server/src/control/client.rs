@@ -24,7 +24,7 @@ use tokio::net::UnixStream;
 
 use super::api::{
     AttachReply, AttachRequest, CommitRequest, EpochReply, ErrorBody, ErrorKind, Event,
-    GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply,
+    GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply, SealRequest,
     TakeoverReply, TakeoverRequest,
 };
 
@@ -150,13 +150,25 @@ impl Client {
         group: &str,
         generation: Generation,
     ) -> Result<SealReply, ControlError> {
-        self.post(
-            group,
-            "seal",
-            &GenerationRequest { generation },
-            Repeat::Never,
-        )
-        .await
+        let body = SealRequest {
+            generation,
+            epoch: None,
+        };
+        self.post(group, "seal", &body, Repeat::Never).await
+    }
+
+    /// The same, as epoch `epoch`: to ask again while the guest is still stopped is no second cut.
+    pub async fn seal_as(
+        &self,
+        group: &str,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<SealReply, ControlError> {
+        let body = SealRequest {
+            generation,
+            epoch: Some(epoch),
+        };
+        self.post(group, "seal", &body, Repeat::Safe).await
     }
 
     /// COMMIT 2 of `epoch`, which `standby` has acknowledged (COMMIT 1). Returns when the commit record is durable,

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::api::{
     AttachReply, AttachRequest, CommitRequest, EpochReply, ErrorBody, ErrorDetail, ErrorKind,
     Event, GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply,
-    TakeoverReply, TakeoverRequest,
+    SealRequest, TakeoverReply, TakeoverRequest,
 };
 use super::exports;
 use crate::gateway::Catalog;
@@ -218,13 +218,13 @@ async fn seal(
     Path(group): Path<String>,
     body: Bytes,
 ) -> Handled<SealReply> {
-    let GenerationRequest { generation } = read(&body)?;
+    let SealRequest { generation, epoch } = read(&body)?;
     let group = gate.group(&group)?;
     // The guest is paused: no detour over another thread, unless it has to wait anyway.
-    let sealed = match group.try_seal(generation) {
+    let sealed = match group.try_seal(generation, epoch) {
         Err(GroupError::Refused(Refusal::Busy)) => {
             let group = Arc::clone(&group);
-            tokio::task::spawn_blocking(move || group.seal(generation))
+            tokio::task::spawn_blocking(move || group.seal_as(generation, epoch))
                 .await
                 .unwrap_or(Err(GroupError::Stopping))?
         }

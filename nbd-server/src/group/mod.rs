@@ -120,16 +120,25 @@ impl Group {
         answer
     }
 
-    /// Cuts all disks: see [`Input::Seal`]. Waits for no disk, but in sync mode for the writes that are under way.
+    /// Cuts all disks: see [`Input::Seal`], with a number [`Input::SealAs`]. Waits for no disk, but in sync mode for the writes that are under
+    /// way.
     ///
     /// An epoch that is not [safe](Sealed::safe) may still vanish: ask [`Group::make_safe`] before anyone relies on it.
     ///
     /// # Errors
     /// [`GroupError::Refused`]; with [`Refusal::Busy`] it can be tried again.
-    pub fn try_seal(&self, generation: Generation) -> Result<Sealed, GroupError> {
+    pub fn try_seal(
+        &self,
+        generation: Generation,
+        number: Option<Epoch>,
+    ) -> Result<Sealed, GroupError> {
         let mut core = self.shared.core();
         let held_before = core.barriers.open().is_some();
-        self.shared.step(&mut core, Input::Seal { generation })?;
+        let input = match number {
+            None => Input::Seal { generation },
+            Some(epoch) => Input::SealAs { generation, epoch },
+        };
+        self.shared.step(&mut core, input)?;
         let epoch = core.barriers.sealed();
         let bytes = core.cuts.back().map_or(0, |cut| cut.data_bytes());
         Ok(Sealed {
@@ -140,15 +149,27 @@ impl Group {
         })
     }
 
+    /// [`Group::seal_as`] without a number.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub fn seal(&self, generation: Generation) -> Result<Sealed, GroupError> {
+        self.seal_as(generation, None)
+    }
+
     /// [`Group::try_seal`], waiting while the group changes its owner or mode, and until the epoch is safe. Panics inside
     /// of a runtime.
     ///
     /// # Errors
     /// [`GroupError`].
-    pub fn seal(&self, generation: Generation) -> Result<Sealed, GroupError> {
+    pub fn seal_as(
+        &self,
+        generation: Generation,
+        number: Option<Epoch>,
+    ) -> Result<Sealed, GroupError> {
         let sealed = loop {
             let ticket = self.shared.bell.ticket();
-            match self.try_seal(generation) {
+            match self.try_seal(generation, number) {
                 Err(GroupError::Refused(Refusal::Busy)) if !self.shared.is_stopping() => {
                     self.shared.bell.wait_past(ticket);
                 }

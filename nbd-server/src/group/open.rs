@@ -17,7 +17,7 @@ use super::disk::Disk;
 use super::error::with_sources;
 use super::image::{Image, ImageError};
 use super::resume;
-use super::shared::Shared;
+use super::shared::{Core, Shared};
 use super::{Channels, Group};
 
 /// Smallest memory budget, in MiB. A write that finds it below its limit is let in whole, so even this one works.
@@ -237,8 +237,7 @@ impl Group {
             disks,
             start.budget,
             bell,
-            start.barriers,
-            start.cuts,
+            Core::new(start.barriers, start.cuts),
             jobs,
             apply,
         ));

@@ -130,6 +130,18 @@ pub struct Core {
     pub next_entry: u64,
 }
 
+impl Core {
+    /// Nobody is connected.
+    pub fn new(barriers: Barriers, cuts: VecDeque<Arc<Cut>>) -> Self {
+        Self {
+            barriers,
+            cuts,
+            entries: BTreeMap::new(),
+            next_entry: 0,
+        }
+    }
+}
+
 /// What the threads of a group share.
 #[derive(Debug)]
 pub struct Shared {
@@ -164,17 +176,10 @@ impl Shared {
         disks: Vec<Arc<Disk>>,
         budget: Arc<Budget>,
         bell: Arc<Bell>,
-        barriers: Barriers,
-        cuts: VecDeque<Arc<Cut>>,
+        core: Core,
         jobs: Sender<Job>,
         apply: Sender<Order>,
     ) -> Self {
-        let core = Core {
-            barriers,
-            cuts,
-            entries: BTreeMap::new(),
-            next_entry: 0,
-        };
         Self {
             name,
             disks,

@@ -313,6 +313,7 @@ impl Barriers {
         }
         match input {
             Input::Seal { generation } => self.seal(generation),
+            Input::SealAs { generation, epoch } => self.seal_as(generation, epoch),
             Input::SelfSeal => self.self_seal(),
             Input::Park { standby } => self.park(standby),
             Input::Applied { epoch } => Ok(self.applied_to(epoch)),

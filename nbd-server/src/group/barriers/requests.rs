@@ -77,6 +77,23 @@ impl Barriers {
         }
     }
 
+    pub(super) fn seal_as(
+        &mut self,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<Vec<Effect>, Refusal> {
+        self.check_owner(generation)?;
+        let again = epoch == self.sealed && epoch > self.committed;
+        if again && self.phase == Phase::Held {
+            return Ok(Vec::new());
+        }
+        let next = self.sealed.next();
+        if epoch != next {
+            return Err(Refusal::OutOfOrder { epoch, next });
+        }
+        self.seal(generation)
+    }
+
     pub(super) fn self_seal(&mut self) -> Result<Vec<Effect>, Refusal> {
         if self.owner.is_none() && self.phase == Phase::Held {
             self.cut()

@@ -20,6 +20,13 @@ pub enum Input {
         /// The owner's generation.
         generation: Generation,
     },
+    /// The same, by number: to ask again while the guest is still paused is no second cut.
+    SealAs {
+        /// The owner's generation.
+        generation: Generation,
+        /// The number that the epoch has to get.
+        epoch: Epoch,
+    },
     /// A group without a source cuts by itself.
     SelfSeal,
     /// COMMIT 2, or the self-commit of a group without a source.
