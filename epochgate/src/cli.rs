@@ -108,6 +108,14 @@ pub(crate) struct ServeArgs {
         requires = "async_mode"
     )]
     pub memory_budget: u64,
+    /// Directory in a tmpfs for held writes, so that they outlive this process; "" lets them go with it. For `--async`.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = nbd_server::group::DEFAULT_EPOCH_MEMORY,
+        requires = "async_mode"
+    )]
+    pub epoch_memory: PathBuf,
     /// Refuse writes.
     #[arg(long, conflicts_with = "async_mode")]
     pub read_only: bool,

@@ -6,6 +6,8 @@ shopt -s nullglob
 
 for dir in "${TMPDIR:-/tmp}"/epochgate-* /dev/shm/epochgate-*; do
   [ -O "$dir" ] || continue
+  # What a gateway that was stopped or killed still held: its next start goes on with it.
+  case $dir in *.held) echo "kept $dir: held epochs of a group; remove it if the group is gone"; continue ;; esac
   # The path goes in by standard input: as an argument it would make grep find itself.
   users=$(grep -lsF -f - /proc/[0-9]*/{maps,cmdline} <<<"$dir" | awk -F/ '{print $3}' | sort -un | tr '\n' ' ' || true)
   if [ -n "$users" ]; then

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::command::{self, epochgate};
 use crate::epochs::Epochs;
 use crate::process::Process;
-use crate::site::{make_image, tempdir, wait_for_socket};
+use crate::site::{forget_held, make_image, tempdir, wait_for_socket};
 
 /// Milliseconds between epochs of a group that commits by itself: short, so that epochs are cut in the midst of everything.
 const EPOCH_INTERVAL_MS: u64 = 5;
@@ -128,8 +128,14 @@ impl Disk {
         )
     }
 
-    /// SIGKILL, as in a crash.
+    /// As when its machine fails, but for the page cache: SIGKILL, and what it held in memory is gone.
     pub fn kill(&mut self) {
+        self.kill_process();
+        forget_held(self.dir.path());
+    }
+
+    /// SIGKILL, as in a crash of the process.
+    pub fn kill_process(&mut self) {
         // The source may be in the midst of a request, as it would be.
         if let Some(epochs) = &self.epochs {
             epochs.expect_the_worst();
@@ -190,12 +196,13 @@ fn config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "control = \"{dir}/gateway.sock\"\nlisten = [\"unix:{dir}/nbd.sock\"]\n\n[[group]]\nname = \"g\"\n\
-         log = \"{dir}/log\"\n\n[[group.disk]]\nname = \"d\"\nimage = \"{dir}/disk.img\"\n"
+         epoch_memory = \"{dir}\"\nlog = \"{dir}/log\"\n\n[[group.disk]]\nname = \"d\"\nimage = \"{dir}/disk.img\"\n"
     )
 }
 
 fn run(mode: Mode, dir: &Path) -> Process {
     let file = |name: &str| dir.join(name).display().to_string();
+    let memory = dir.display().to_string();
     let (image, socket, config) = (file("disk.img"), file("nbd.sock"), file("g.toml"));
     let interval = match mode {
         Mode::Async => EPOCH_INTERVAL_MS,
@@ -212,6 +219,8 @@ fn run(mode: Mode, dir: &Path) -> Process {
             "--async",
             "--epoch-interval",
             &interval,
+            "--epoch-memory",
+            &memory,
         ],
         Mode::Source | Mode::SourceByHand => vec!["gateway", "--config", &config],
     };

@@ -285,9 +285,22 @@ pub fn gateway_toml(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "control = \"{dir}/gateway.sock\"\nlisten = [\"unix:{dir}/nbd.sock\"]\n\n[[group]]\nname = \"{VM}\"\n\
-         log = \"{dir}/{VM}.epochlog\"\nmode = \"async\"\n\n[[group.disk]]\nname = \"root\"\nimage = \"{dir}/root.img\"\n\
+         log = \"{dir}/{VM}.epochlog\"\nepoch_memory = \"{dir}\"\nmode = \"async\"\n\n[[group.disk]]\nname = \"root\"\nimage = \"{dir}/root.img\"\n\
          \n[[group.disk]]\nname = \"data\"\nimage = \"{dir}/data.img\"\n"
     )
+}
+
+/// Removes what gateways that are gone held in memory, as when their machine failed.
+pub fn forget_held(dir: &Path) {
+    let entries = std::fs::read_dir(dir).expect("the directory is there");
+    for path in entries.map(|entry| entry.expect("an entry").path()) {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "held")
+        {
+            std::fs::remove_file(path).expect("a file can be removed");
+        }
+    }
 }
 
 /// A directory for a test. Its path is short, as sockets need it.

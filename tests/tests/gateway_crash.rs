@@ -1,8 +1,8 @@
-//! The gateway is lost under a protected VM, at each step of an epoch: its log recovers to the last committed epoch E, the
+//! The gateway is lost with its machine under a protected VM, at each step of an epoch: its log recovers to the last committed epoch E, the
 //! source, whose later writes are gone, is fenced, and the standby goes on from exactly E.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use epochgate_tests::site::{Options, Site};
+use epochgate_tests::site::{Options, Site, forget_held};
 
 /// Where the gateway kills itself, and how often it passes there before. Some are tried each time, all with
 /// `EPOCHGATE_TEST_ALL=1`; the points are described in nbd-server/src/failpoint.rs.
@@ -39,6 +39,7 @@ fn crash_at(point: &str) {
     let log = site.inspect_log();
     assert_eq!(log["clean"], false, "{point}: {log}");
     let committed = log["state"]["committed"].as_u64().unwrap();
+    forget_held(site.path());
     site.start_gateway(&[]);
 
     let status = site.source().wait();

@@ -220,7 +220,16 @@ fn contents(disk: &Disk, whole: bool) -> Vec<Option<u64>> {
     answer.data.chunks(BLOCK).enumerate().map(block).collect()
 }
 
-fn survives(mode: Mode, rounds: u64) {
+/// What is lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// The gateway's machine, but for the page cache.
+    Machine,
+    /// The gateway's process.
+    Process,
+}
+
+fn survives(mode: Mode, loss: Loss, rounds: u64) {
     let random = Random::new("survives");
     let mut disk = Disk::start(mode, BYTES);
     let mut found = vec![0; BLOCKS];
@@ -235,12 +244,16 @@ fn survives(mode: Mode, rounds: u64) {
                 scope.spawn(move || work(client, index, random, ledger));
             }
             std::thread::sleep(Duration::from_millis(random.within(20..400)));
-            disk.kill();
+            match loss {
+                Loss::Machine => disk.kill(),
+                Loss::Process => disk.kill_process(),
+            }
         });
         disk.start_again();
         let ledger = ledger.into_inner().unwrap();
-        // In sync mode a write that was under way may have gone through in part.
-        let contents = contents(&disk, mode != Mode::Sync);
+        // A write that was under way may have gone through in part, where it went to what outlives the process.
+        let all_answered = mode == Mode::Sync || loss == Loss::Process;
+        let contents = contents(&disk, !all_answered);
         let contents: Vec<u64> = contents
             .iter()
             .enumerate()
@@ -257,8 +270,8 @@ fn survives(mode: Mode, rounds: u64) {
             .enumerate()
             .map(|(index, content)| ledger.version(index, *content))
             .collect();
-        if mode == Mode::Sync {
-            // The system is up: whatever was answered is in its page cache at least.
+        if all_answered {
+            // The system is up: whatever was answered is in its page cache, or in the memory of the next gateway.
             for (index, (block, version)) in ledger.blocks.iter().zip(&versions).enumerate() {
                 let torn = block.writes.last().unwrap().answered.is_none();
                 assert!(*version >= block.newest_answered() || torn, "block {index}");
@@ -274,17 +287,27 @@ fn survives(mode: Mode, rounds: u64) {
 
 #[test]
 fn four_connections_lose_nothing_that_was_flushed_in_async_mode() {
-    survives(Mode::Async, 12);
+    survives(Mode::Async, Loss::Machine, 12);
 }
 
 #[test]
 fn four_connections_lose_nothing_that_was_flushed_when_only_flushes_commit() {
-    survives(Mode::AsyncByFlush, 12);
+    survives(Mode::AsyncByFlush, Loss::Machine, 12);
+}
+
+#[test]
+fn four_connections_lose_nothing_that_was_answered_when_a_process_dies_in_async_mode() {
+    survives(Mode::Async, Loss::Process, 12);
+}
+
+#[test]
+fn four_connections_lose_nothing_that_was_answered_when_a_process_dies_between_flushes() {
+    survives(Mode::AsyncByFlush, Loss::Process, 12);
 }
 
 #[test]
 fn four_connections_lose_nothing_that_was_answered_in_sync_mode() {
-    survives(Mode::Sync, 8);
+    survives(Mode::Sync, Loss::Process, 8);
 }
 
 /// While a source owns the group, the gateway goes back to the last committed epoch: not one write more, not one less.
@@ -331,6 +354,7 @@ fn a_killed_gateway_goes_back_to_the_seal_of_the_last_committed_epoch() {
             });
             acknowledged
         });
+        // And its memory with it.
         disk.kill();
         let committed = disk.committed().unwrap();
         assert!(committed >= acknowledged, "{committed} < {acknowledged}");

@@ -50,6 +50,7 @@ fn config(args: &ServeArgs) -> GatewayConfig {
             mode: GroupMode::Async,
             epoch_interval_ms: args.epoch_interval,
             memory_budget_mib: args.memory_budget,
+            epoch_memory: args.epoch_memory.clone(),
             ..GroupConfig::new(
                 GROUP,
                 log_beside(args),

@@ -144,7 +144,9 @@ impl Site {
         }
         let mut gateway = format!(
             "control = \"{dir}/gateway.sock\"\nlisten = [\"unix:{dir}/nbd.sock\"]\n\n\
-             [[group]]\nname = \"{VM}\"\nlog = \"{dir}/{VM}.epochlog\"\nmode = \"async\"\n"
+             [[group]]\nname = \"{VM}\"\nlog = \"{dir}/{VM}.epochlog\"\nmode = \"async\"\n\
+             epoch_memory = \"{ram_dir}\"\n",
+            ram_dir = self.ram_dir.path().display(),
         );
         for disk in ["root", "data"] {
             write!(
