@@ -7,9 +7,9 @@ use super::arena::{Arena, Class, Home};
 use super::bell::Bell;
 use super::slabs::{Slab, SlabPool};
 
-/// This part of the limit may wait as warm slabs for the next epochs. New memory has to be found and cleared by the kernel,
-/// which on a virtual machine costs more than the write itself.
-const IDLE_PART: u64 = 4;
+/// This part of the limit waits as warm slabs for the next epochs, also when nothing is written. New memory has to be found and cleared by
+/// the kernel, which on a virtual machine costs more than the write itself.
+const RESERVE_PART: u64 = 4;
 
 /// How full a budget is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Budget {
             held: AtomicU64::new(0),
             relieved: AtomicBool::new(false),
             bell,
-            slabs: SlabPool::new(arena, limit / IDLE_PART),
+            slabs: SlabPool::new(arena, limit / RESERVE_PART),
         })
     }
 

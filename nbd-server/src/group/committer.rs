@@ -105,6 +105,7 @@ impl Committer {
 
     /// What nobody asked for and is due.
     fn background(&mut self) {
+        self.shared.budget.slabs().trim(Instant::now());
         if self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
         }

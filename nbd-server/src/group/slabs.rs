@@ -1,25 +1,38 @@
 //! Fixed pieces of memory that the writes of an overlay are packed into, each with the records that tell of them. They come back to a pool, so
 //! that an epoch finds warm pages instead of asking the system for new ones. Knows the arena that they lie in, and no disks.
 //!
-//! What a budget gives back is given back to the system, where an allocator would keep several times the budget in its own arenas.
+//! A slab that is given back waits: shared memory that is new costs the kernel half as much again as a write, and a busy group needs it
+//! again at once. What nobody has needed for a while goes back to the system, beyond a part that always waits ([`SlabPool::trim`]).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::arena::{self, Arena, Class, Home, Kind, RECORD, Record, Slot};
+
+/// What has waited for so long is not needed soon.
+const UNUSED: Duration = Duration::from_secs(1);
+/// Slabs that one call of [`SlabPool::trim`] gives back: each takes tens of microseconds, and a commit may be waiting.
+const TRIM: usize = 16;
 
 /// Slabs that wait for use.
 #[derive(Debug)]
 pub struct SlabPool {
     arena: Arc<Arena>,
     idle: Mutex<Idle>,
-    max_idle_bytes: usize,
+    /// So many bytes always wait.
+    reserve: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Idle {
     small: Vec<Slot>,
     whole: Vec<Slot>,
     bytes: usize,
+    /// The fewest bytes that waited since `since`.
+    least: usize,
+    since: Instant,
+    /// Bytes that nobody has needed, to be given back.
+    surplus: usize,
 }
 
 impl Idle {
@@ -32,12 +45,19 @@ impl Idle {
 }
 
 impl SlabPool {
-    /// A pool in `arena` that keeps at most so many bytes that nobody uses.
-    pub fn new(arena: Arc<Arena>, max_idle_bytes: u64) -> Arc<Self> {
+    /// A pool in `arena` that keeps `reserve` bytes also when nobody needs them.
+    pub fn new(arena: Arc<Arena>, reserve: u64) -> Arc<Self> {
         Arc::new(Self {
             arena,
-            idle: Mutex::default(),
-            max_idle_bytes: usize::try_from(max_idle_bytes).unwrap_or(usize::MAX),
+            idle: Mutex::new(Idle {
+                small: Vec::new(),
+                whole: Vec::new(),
+                bytes: 0,
+                least: 0,
+                since: Instant::now(),
+                surplus: 0,
+            }),
+            reserve: usize::try_from(reserve).unwrap_or(usize::MAX),
         })
     }
 
@@ -49,10 +69,11 @@ impl SlabPool {
     /// An empty slab for the writes of `home`.
     pub fn take(self: &Arc<Self>, class: Class, home: Home) -> Slab {
         let warm = {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = self.idle();
             let warm = idle.of(class).pop();
             if warm.is_some() {
                 idle.bytes -= class.len();
+                idle.least = idle.least.min(idle.bytes);
             }
             warm
         };
@@ -87,15 +108,39 @@ impl SlabPool {
 
     fn take_back(&self, slot: Slot) {
         self.arena.end_use(&slot);
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let len = slot.class().len();
-        if idle.bytes + len <= self.max_idle_bytes {
-            idle.bytes += len;
-            idle.of(slot.class()).push(slot);
-        } else {
-            drop(idle);
+        let mut idle = self.idle();
+        idle.bytes += slot.class().len();
+        idle.of(slot.class()).push(slot);
+    }
+
+    /// Gives back some of what nobody has needed for a while. To be called now and then.
+    pub fn trim(&self, now: Instant) {
+        let mut idle = self.idle();
+        if now.saturating_duration_since(idle.since) >= UNUSED {
+            idle.surplus = idle.least.saturating_sub(self.reserve);
+            idle.least = idle.bytes;
+            idle.since = now;
+        }
+        let mut unused = Vec::new();
+        while idle.surplus > 0 && unused.len() < TRIM {
+            let Some(slot) = idle.whole.pop().or_else(|| idle.small.pop()) else {
+                idle.surplus = 0;
+                break;
+            };
+            let len = slot.class().len();
+            idle.bytes -= len;
+            idle.surplus = idle.surplus.saturating_sub(len);
+            unused.push(slot);
+        }
+        idle.least = idle.least.min(idle.bytes);
+        drop(idle);
+        for slot in unused {
             self.arena.give_back(slot);
         }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,22 +245,35 @@ mod tests {
     const HOME: Home = Home::TEST;
 
     #[test]
-    fn slabs_wait_for_use_up_to_the_bound() {
-        let whole = Class::Whole.len();
+    fn slabs_wait_for_use_until_nobody_has_needed_them_for_a_while() {
+        let (whole, small) = (Class::Whole.len(), Class::Small.len());
         let pool = SlabPool::new(Arena::unnamed().unwrap(), 8 * whole as u64);
+        let start = Instant::now();
+        let take =
+            |count| -> Vec<_> { (0..count).map(|_| pool.take(Class::Whole, HOME)).collect() };
         let idle = || {
-            let idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let idle = pool.idle();
             (idle.small.len(), idle.whole.len(), idle.bytes)
         };
-        let slabs: Vec<_> = (0..8 + 5).map(|_| pool.take(Class::Whole, HOME)).collect();
-        assert_eq!(idle(), (0, 0, 0));
-        drop(slabs);
-        assert_eq!(idle(), (0, 8, 8 * whole));
-        let kept = pool.take(Class::Whole, HOME);
-        drop(pool.take(Class::Small, HOME));
-        assert_eq!(idle(), (1, 7, 7 * whole + Class::Small.len()));
-        drop(kept);
-        assert_eq!(idle(), (1, 7, 7 * whole + Class::Small.len()));
+        drop((take(40), pool.take(Class::Small, HOME)));
+        assert_eq!(idle(), (1, 40, 40 * whole + small));
+        // 10 of them are not needed within a second, 30 are.
+        pool.trim(start + 2 * UNUSED);
+        drop(take(30));
+        assert_eq!(idle().1, 40);
+        pool.trim(start + 3 * UNUSED);
+        assert_eq!(
+            idle().1,
+            37,
+            "beyond the reserve of 8, what nobody needed goes"
+        );
+        // Then all of them rest.
+        for second in 4..20 {
+            pool.trim(start + second * UNUSED);
+            pool.trim(start + second * UNUSED);
+        }
+        assert!(idle().2 <= 8 * whole + small, "{:?}", idle());
+        assert!(idle().2 > 7 * whole, "{:?}", idle());
     }
 
     #[test]
