@@ -2,24 +2,19 @@
 //! Knows nothing of what the bytes mean. Tests watch and fail these calls to try every crash and every error.
 
 use std::{
-    fs::File,
     io::{self, IoSlice},
-    num::NonZeroU64,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use rustix::{
-    fs::{Advice, FallocateFlags, fadvise, fallocate},
-    io::{Errno, pwritev},
-};
+use rustix::io::Errno;
 
 #[cfg(test)]
 use crate::faults::{self, Op};
-
-/// Most slices in one `pwritev` (Linux: `UIO_MAXIOV`).
-const MAX_SLICES: usize = 1024;
+use crate::storage::{Directory, Storage, StorageFile};
 
 /// What a bad sector makes unreadable: the page cache reads no less than this.
 const READ_BLOCK: u64 = 4096;
@@ -27,40 +22,30 @@ const READ_BLOCK: u64 = 4096;
 /// The directory of a log.
 #[derive(Debug)]
 pub(crate) struct LogDir {
-    path: PathBuf,
-    handle: File,
+    storage: Arc<dyn Storage>,
 }
 
 impl LogDir {
-    /// Opens the directory.
+    /// Opens the directory at `path`.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            handle: File::open(path)?,
-        })
+        let directory = Directory::at(path);
+        directory.handle()?;
+        Ok(Self::on(Arc::new(directory)))
     }
 
-    /// Makes the directory durable if it is not there, with all that leads to it.
-    pub fn create(path: &Path) -> io::Result<()> {
-        if path.is_dir() {
-            return Ok(());
-        }
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent {
-            Self::create(parent)?;
-        }
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Err(_) | Ok(()) => {}
-        }
-        File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
+    /// The directory `storage`.
+    pub fn on(storage: Arc<dyn Storage>) -> Self {
+        Self { storage }
     }
 
     /// Path of the directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.storage.path()
+    }
+
+    /// Bytes that were never given out before.
+    pub fn random(&self) -> [u8; 16] {
+        self.storage.random()
     }
 
     /// Creates an empty file, in place of one that may be there.
@@ -69,28 +54,17 @@ impl LogDir {
         faults::observe(|| Op::Create {
             name: name.to_owned(),
         })?;
-        let path = self.path.join(name);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
-        Ok(LogFile::new(name, file))
+        Ok(LogFile::new(name, self.storage.create(name)?))
     }
 
     /// Opens a file for reading and writing.
     pub fn open_file(&self, name: &str) -> io::Result<LogFile> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(self.path.join(name))?;
-        Ok(LogFile::new(name, file))
+        Ok(LogFile::new(name, self.storage.open(name, true)?))
     }
 
     /// Opens a file for reading only.
     pub fn open_file_read_only(&self, name: &str) -> io::Result<LogFile> {
-        Ok(LogFile::new(name, File::open(self.path.join(name))?))
+        Ok(LogFile::new(name, self.storage.open(name, false)?))
     }
 
     /// Gives `file` another name.
@@ -100,7 +74,7 @@ impl LogDir {
             from: file.name.clone(),
             to: to.to_owned(),
         })?;
-        std::fs::rename(self.path.join(&file.name), self.path.join(to))?;
+        self.storage.rename(&file.name, to)?;
         to.clone_into(&mut file.name);
         Ok(())
     }
@@ -111,24 +85,19 @@ impl LogDir {
         faults::observe(|| Op::Remove {
             name: name.to_owned(),
         })?;
-        std::fs::remove_file(self.path.join(name))
+        self.storage.remove(name)
     }
 
     /// Makes names durable.
     pub fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         faults::observe(|| Op::SyncDir)?;
-        self.handle.sync_all()
+        self.storage.sync()
     }
 
     /// Names of all files, in no order.
     pub fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            // Names that are not UTF-8 are none of ours.
-            names.extend(entry?.file_name().into_string().ok());
-        }
-        Ok(names)
+        self.storage.names()
     }
 }
 
@@ -136,13 +105,13 @@ impl LogDir {
 #[derive(Debug)]
 pub(crate) struct LogFile {
     name: String,
-    file: File,
+    file: Box<dyn StorageFile>,
     /// Where the last block ends that could not be read; 0 if all could.
     unreadable_end: AtomicU64,
 }
 
 impl LogFile {
-    fn new(name: &str, file: File) -> Self {
+    fn new(name: &str, file: Box<dyn StorageFile>) -> Self {
         Self {
             name: name.to_owned(),
             file,
@@ -162,7 +131,7 @@ impl LogFile {
 
     /// Length in bytes.
     pub fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.size()
     }
 
     /// Fills `buffer` as far as the file goes; returns how much that is. Blocks that the disk can't read come as zeros: their
@@ -217,31 +186,16 @@ impl LogFile {
     }
 
     /// Writes all slices one after another from `offset` on.
-    pub fn write_at(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    pub fn write_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         #[cfg(test)]
-        faults::observe_write(&self.file, &self.name, offset, slices)?;
-        IoSlice::advance_slices(&mut slices, 0);
-        while !slices.is_empty() {
-            let batch = slices
-                .get(..slices.len().min(MAX_SLICES))
-                .unwrap_or_default();
-            let written = match pwritev(&self.file, batch, offset) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => written,
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            offset += written as u64;
-            IoSlice::advance_slices(&mut slices, written);
-        }
-        Ok(())
+        faults::observe_write(self.file.as_ref(), &self.name, offset, slices)?;
+        self.file.write_at(slices, offset)
     }
 
     /// Begins to bring a range that was written to the disk, without waiting, so that a sync has less to wait for. Nobody reads it
     /// soon: the page cache need not keep it.
     pub fn begin_writeback(&self, offset: u64, len: u64) {
-        // A hint: where it does not work, the sync does it all.
-        let _ = fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed);
+        self.file.begin_writeback(offset, len);
     }
 
     /// Makes the content durable, with what is needed to find it.
@@ -250,7 +204,7 @@ impl LogFile {
         faults::observe(|| Op::Sync {
             name: self.name.clone(),
         })?;
-        self.file.sync_data()
+        self.file.sync()
     }
 
     /// Cuts the file to `len` bytes, durably.
@@ -260,16 +214,13 @@ impl LogFile {
             name: self.name.clone(),
             len,
         })?;
-        self.file.set_len(len)?;
+        self.file.truncate(len)?;
         self.sync()
     }
 
     /// Makes the file hold `len` bytes of disk space, where the file system can promise that.
     pub fn allocate(&self, len: u64) -> io::Result<()> {
-        match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.file.allocate(len)
     }
 }
 

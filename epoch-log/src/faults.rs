@@ -2,10 +2,10 @@
 
 use std::{
     cell::RefCell,
-    fs::File,
     io::{self, IoSlice},
-    os::unix::fs::FileExt,
 };
+
+use crate::storage::StorageFile;
 
 /// One change of a file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub(crate) fn observe(op: impl FnOnce() -> Op) -> io::Result<()> {
 
 /// Called before each write on this thread. One that fails writes its first half.
 pub(crate) fn observe_write(
-    file: &File,
+    file: &dyn StorageFile,
     name: &str,
     offset: u64,
     slices: &[IoSlice<'_>],
@@ -76,7 +76,7 @@ pub(crate) fn observe_write(
         bytes,
     });
     if observed.is_err() {
-        file.write_all_at(&half, offset)?;
+        file.write_at(&mut [IoSlice::new(&half)], offset)?;
     }
     observed
 }

@@ -34,11 +34,11 @@ mod error;
 mod extent;
 #[cfg(test)]
 mod faults;
+pub mod forgetful;
 mod format;
 mod ids;
 pub mod inspect;
 pub mod limits;
-mod lock;
 mod log;
 mod open;
 mod recovery;
@@ -49,6 +49,7 @@ mod segment;
 mod segments;
 mod spares;
 mod state;
+pub mod storage;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;

@@ -10,11 +10,11 @@ use crate::{
     append::pack,
     format::{Chain, Position, StateKind},
     limits::{DEFAULT_SEGMENT_BYTES, DEFAULT_SPARE_SEGMENTS, MAX_ID, MAX_REASON},
-    lock::Lock,
     recovery::Index,
     replay::{read_record, visit_extents},
     reserve::Reserve,
     segments::Segments,
+    storage::StorageLock,
 };
 
 /// How to run a log.
@@ -50,7 +50,7 @@ pub struct EpochLog {
     pub(crate) index: Index,
     pub(crate) reserve: Reserve,
     pub(crate) poisoned: bool,
-    pub(crate) _lock: Lock,
+    pub(crate) _lock: Box<dyn StorageLock>,
 }
 
 impl EpochLog {

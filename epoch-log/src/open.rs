@@ -1,19 +1,19 @@
 //! Opening a log: lock, read, judge, then, only if nothing is damaged, tidy up what a crash has left.
 //! Knows the order of these steps; what the records come to is decided in `recovery.rs`.
 
-use std::{collections::BTreeMap, io::IoSlice, path::Path};
+use std::{collections::BTreeMap, io::IoSlice, path::Path, sync::Arc};
 
 use crate::{
     DiskIdentity, DiskMismatch, Epoch, EpochLog, LogError, LogOptions, LogState, Mode,
     disk::{LogDir, means_full},
     format::{Chain, StateKind},
     limits::{MAX_DISKS, MAX_NAME},
-    lock::Lock,
     recovery::Index,
     reserve::Reserve,
     scan::{Repair, Scanned, scan},
     segment::{self, Segment},
     segments::{Identity, Segments},
+    storage::{Directory, Storage, StorageLock},
 };
 
 /// What opening a log found.
@@ -50,7 +50,20 @@ impl EpochLog {
         disks: &[DiskIdentity],
         options: LogOptions,
     ) -> Result<(Self, Recovered), LogError> {
-        open(dir, group, disks, &options, Binding::Same)
+        Self::open_or_create_on(Arc::new(Directory::at(dir)), group, disks, options)
+    }
+
+    /// The same on any storage.
+    ///
+    /// # Errors
+    /// As [`EpochLog::open_or_create`].
+    pub fn open_or_create_on(
+        storage: Arc<dyn Storage>,
+        group: &str,
+        disks: &[DiskIdentity],
+        options: LogOptions,
+    ) -> Result<(Self, Recovered), LogError> {
+        open(storage, group, disks, &options, Binding::Same)
     }
 
     /// Makes the log in `dir` belong to the images `disks`, where they were copied, restored, resized or exchanged on purpose.
@@ -71,7 +84,9 @@ impl EpochLog {
         if there.segments.is_empty() {
             return Err(nothing());
         }
-        let (mut log, recovered) = open(dir, group, disks, &LogOptions::default(), Binding::New)?;
+        let storage = Arc::new(Directory::at(dir));
+        let (mut log, recovered) =
+            open(storage, group, disks, &LogOptions::default(), Binding::New)?;
         if !recovered.unapplied.is_empty() {
             return Err(LogError::Unapplied {
                 count: recovered.unapplied.len() as u64,
@@ -101,19 +116,23 @@ enum Binding {
 }
 
 fn open(
-    path: &Path,
+    storage: Arc<dyn Storage>,
     group: &str,
     disks: &[DiskIdentity],
     options: &LogOptions,
     binding: Binding,
 ) -> Result<(EpochLog, Recovered), LogError> {
     check_names(group, disks)?;
-    LogDir::create(path).map_err(|source| LogError::io("create", path, source))?;
-    let lock = Lock::take(path)?;
-    let dir = LogDir::open(path).map_err(|source| LogError::io("open", path, source))?;
+    let dir = LogDir::on(Arc::clone(&storage));
+    let path = storage.path();
+    storage
+        .prepare()
+        .map_err(|source| LogError::io("create", path, source))?;
+    let lock = storage.lock()?;
     let listing = segment::list(&dir).map_err(|source| LogError::io("list", path, source))?;
     if listing.segments.is_empty() {
-        let (mut log, recovered) = create(dir, lock, Identity::new(group, disks), options)?;
+        let identity = Identity::new(dir.random(), group, disks);
+        let (mut log, recovered) = create(dir, lock, identity, options)?;
         log.use_spares(&listing.spares, options)?;
         return Ok((log, recovered));
     }
@@ -145,7 +164,7 @@ fn open(
 
 fn create(
     dir: LogDir,
-    lock: Lock,
+    lock: Box<dyn StorageLock>,
     identity: Identity,
     options: &LogOptions,
 ) -> Result<(EpochLog, Recovered), LogError> {
@@ -187,7 +206,7 @@ fn create(
 /// Goes on with a log in which nothing is damaged.
 fn resume(
     dir: LogDir,
-    lock: Lock,
+    lock: Box<dyn StorageLock>,
     scanned: Scanned,
     disks: &[DiskIdentity],
     options: &LogOptions,

@@ -31,9 +31,9 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Identity of a new log.
-    pub fn new(group: &str, disks: &[DiskIdentity]) -> Self {
+    pub fn new(log_id: LogId, group: &str, disks: &[DiskIdentity]) -> Self {
         Self {
-            log_id: *uuid::Uuid::new_v4().as_bytes(),
+            log_id,
             group: group.to_owned(),
             disks: disks.to_vec(),
         }
@@ -59,7 +59,7 @@ impl Segments {
         segment_bytes: u64,
         state: &LogState,
     ) -> io::Result<Self> {
-        let current = segment::create(&dir, &header(&identity, 1, 0, state), None)?;
+        let current = segment::create(&dir, &header(&dir, &identity, 1, 0, state), None)?;
         Ok(Self {
             dir,
             identity,
@@ -135,7 +135,7 @@ impl Segments {
     /// Begins the next segment.
     pub fn begin_next(&mut self, sequence: u64, state: &LogState) -> io::Result<()> {
         let number = self.current.key.segment + 1;
-        let header = header(&self.identity, number, sequence, state);
+        let header = header(&self.dir, &self.identity, number, sequence, state);
         let next = segment::create(&self.dir, &header, self.spares.take(&self.dir))?;
         let before = std::mem::replace(&mut self.current, next);
         self.older.insert(before.key.segment, before);
@@ -212,8 +212,15 @@ impl Segments {
     }
 }
 
-fn header(identity: &Identity, number: u64, sequence: u64, state: &LogState) -> SegmentHeader {
-    let (salt, _) = uuid::Uuid::new_v4().as_u64_pair();
+fn header(
+    dir: &LogDir,
+    identity: &Identity,
+    number: u64,
+    sequence: u64,
+    state: &LogState,
+) -> SegmentHeader {
+    let [a, b, c, d, e, f, g, h, ..] = dir.random();
+    let salt = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
     SegmentHeader {
         key: SegmentKey {
             log_id: identity.log_id,

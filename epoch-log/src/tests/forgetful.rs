@@ -7,49 +7,20 @@ use std::collections::BTreeMap;
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 
 use crate::faults::Op;
+use crate::forgetful::{Change, NameChange, Names};
 
 /// Files by name.
 pub type Files = BTreeMap<String, Vec<u8>>;
-
-const SECTOR: usize = 512;
 
 /// The disk.
 #[derive(Clone, Default)]
 pub struct Disk {
     /// Files by id: what is durable, and what was done since.
-    files: Vec<(Vec<u8>, Vec<Op>)>,
+    files: Vec<(Vec<u8>, Vec<Change>)>,
     /// Names that are durable, names as they are seen, and what was done to them since they were durable.
-    durable_names: Names,
-    names: Names,
-    unsynced_names: Vec<NameChange>,
-}
-
-type Names = BTreeMap<String, usize>;
-
-#[derive(Clone)]
-enum NameChange {
-    Create(String, usize),
-    Rename(String, String),
-    Remove(String),
-}
-
-impl NameChange {
-    /// Does it to `names`, if it can be done there.
-    fn act(&self, names: &mut Names) {
-        match self {
-            Self::Create(name, id) => {
-                names.insert(name.clone(), *id);
-            }
-            Self::Rename(from, to) => {
-                if let Some(id) = names.remove(from) {
-                    names.insert(to.clone(), id);
-                }
-            }
-            Self::Remove(name) => {
-                names.remove(name);
-            }
-        }
-    }
+    durable_names: Names<usize>,
+    names: Names<usize>,
+    unsynced_names: Vec<NameChange<usize>>,
 }
 
 impl Disk {
@@ -70,8 +41,7 @@ impl Disk {
             Op::Create { name } => {
                 if let Some(id) = self.names.get(name) {
                     // It is there already, and emptied.
-                    let (name, len) = (name.clone(), 0);
-                    self.files[*id].1.push(Op::Truncate { name, len });
+                    self.files[*id].1.push(Change::Truncate { len: 0 });
                 } else {
                     self.files.push((Vec::new(), Vec::new()));
                     self.change(NameChange::Create(name.clone(), self.files.len() - 1));
@@ -83,19 +53,32 @@ impl Disk {
                 self.durable_names = self.names.clone();
                 self.unsynced_names.clear();
             }
-            Op::Write { name, .. } | Op::Truncate { name, .. } => {
-                self.files[self.names[name]].1.push(op.clone());
+            Op::Write {
+                name,
+                offset,
+                bytes,
+            } => {
+                let (offset, bytes) = (usize::try_from(*offset).unwrap(), bytes.clone());
+                self.unsynced(name).push(Change::Write { offset, bytes });
+            }
+            Op::Truncate { name, len } => {
+                let len = usize::try_from(*len).unwrap();
+                self.unsynced(name).push(Change::Truncate { len });
             }
             Op::Sync { name } => {
                 let (durable, unsynced) = &mut self.files[self.names[name]];
                 for op in unsynced.drain(..) {
-                    act_on(durable, &op, &mut || true);
+                    op.act_on(durable, || true);
                 }
             }
         }
     }
 
-    fn change(&mut self, change: NameChange) {
+    fn unsynced(&mut self, name: &str) -> &mut Vec<Change> {
+        &mut self.files[self.names[name]].1
+    }
+
+    fn change(&mut self, change: NameChange<usize>) {
         change.act(&mut self.names);
         self.unsynced_names.push(change);
     }
@@ -103,7 +86,7 @@ impl Disk {
     /// How many parts a crash may keep or lose: sectors, truncations, changes of names.
     pub fn parts(&self) -> usize {
         let unsynced = self.files.iter().flat_map(|(_, unsynced)| unsynced);
-        self.unsynced_names.len() + unsynced.map(parts).sum::<usize>()
+        self.unsynced_names.len() + unsynced.map(Change::parts).sum::<usize>()
     }
 
     /// The state after a crash that keeps those parts, of [`Disk::parts`], that `kept` says.
@@ -122,7 +105,7 @@ impl Disk {
             .map(|(durable, unsynced)| {
                 let mut bytes = durable.clone();
                 for op in unsynced {
-                    act_on(&mut bytes, op, &mut reaches);
+                    op.act_on(&mut bytes, &mut reaches);
                 }
                 bytes
             })
@@ -131,36 +114,6 @@ impl Disk {
             .into_iter()
             .map(|(name, id)| (name, contents[id].clone()))
             .collect()
-    }
-}
-
-fn parts(op: &Op) -> usize {
-    if let Op::Write { bytes, .. } = op {
-        bytes.len().div_ceil(SECTOR)
-    } else {
-        1
-    }
-}
-
-/// Does to a file what `op` says, with those parts that `reaches` the disk.
-fn act_on(file: &mut Vec<u8>, op: &Op, reaches: &mut impl FnMut() -> bool) {
-    match op {
-        Op::Truncate { len, .. } => {
-            if reaches() {
-                file.truncate(usize::try_from(*len).unwrap());
-            }
-        }
-        Op::Write { offset, bytes, .. } => {
-            let offset = usize::try_from(*offset).unwrap();
-            for (number, sector) in bytes.chunks(SECTOR).enumerate() {
-                if reaches() {
-                    let at = offset + number * SECTOR;
-                    file.resize(file.len().max(at + sector.len()), 0);
-                    file[at..at + sector.len()].copy_from_slice(sector);
-                }
-            }
-        }
-        other => panic!("{other:?} is not done to a file"),
     }
 }
 
