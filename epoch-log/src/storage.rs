@@ -8,7 +8,7 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use rustix::{
@@ -129,6 +129,12 @@ pub trait StorageFile: fmt::Debug + Send + Sync {
 
 /// The lock of a directory; dropping it lifts it.
 pub trait StorageLock: fmt::Debug + Send + Sync {}
+
+/// The directory of real files at `path`.
+#[must_use]
+pub fn directory(path: &Path) -> Arc<dyn Storage> {
+    Arc::new(Directory::at(path))
+}
 
 /// A directory of the file system.
 #[derive(Debug)]

@@ -6,13 +6,14 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::error::Part;
 use super::overlay::{Clear, Content, Overlay, newest};
 use super::shared::{Cut, Job, Order, Shared};
+use super::stepping::Next;
 use crate::failpoint;
 
 /// How long a committed epoch may wait for others. It bounds what a recovery has to apply, and how long memory is held.
@@ -26,52 +27,129 @@ const MAX_PARTS: usize = 1024;
 /// How often a pause looks whether the group stops.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Applies what comes until it is told to stop or the other side is gone.
-pub fn run(shared: &Shared, orders: &Receiver<Order>) {
-    while let Ok(order) = orders.recv() {
-        let first = match order {
-            Order::Apply(cut) => cut,
-            Order::Hurry => continue,
-            Order::Stop => return,
-        };
-        let (batch, stop) = gather(shared, orders, first);
-        let mut pause = BACK_OFF.0;
-        while let Err(message) = apply(shared, &batch) {
-            shared.note_error(Part::Image, message);
-            if !sleep(shared, pause) {
-                return;
-            }
-            pause = (pause * 2).min(BACK_OFF.1);
-        }
-        shared.clear_error(Part::Image);
-        failpoint::hit("gateway-after-apply");
-        if let Some(last) = batch.last() {
-            shared.tell(Job::Applied(last.epoch));
-        }
-        if stop {
-            return;
-        }
-    }
+/// The applier.
+#[derive(Debug)]
+pub struct Applier {
+    shared: Arc<Shared>,
+    orders: Receiver<Order>,
+    /// What gathers, oldest first.
+    batch: Vec<Arc<Cut>>,
+    /// When the batch is applied at the latest.
+    due: Option<Instant>,
+    /// Somebody waits for the images.
+    hurry: bool,
+    /// To stop, once the batch is applied.
+    stop: bool,
+    /// An image could not be written: when to try again, and how long the pause after that.
+    again: Option<(Instant, Duration)>,
 }
 
-/// The first epoch and those that follow soon, oldest first, and whether to stop afterwards. Where memory is short or somebody waits for
-/// the images, it does not wait.
-fn gather(shared: &Shared, orders: &Receiver<Order>, first: Arc<Cut>) -> (Vec<Arc<Cut>>, bool) {
-    let mut batch = vec![first];
-    let due = Instant::now() + GATHER;
-    let mut hurry = false;
-    loop {
-        let wait = if hurry || shared.budget.is_busy() {
-            Duration::ZERO
-        } else {
-            due.saturating_duration_since(Instant::now())
-        };
-        match orders.recv_timeout(wait) {
-            Ok(Order::Apply(cut)) => batch.push(cut),
-            Ok(Order::Hurry) => hurry = true,
-            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return (batch, true),
-            Err(RecvTimeoutError::Timeout) => return (batch, false),
+impl Applier {
+    /// An applier that takes `orders`.
+    pub fn new(shared: Arc<Shared>, orders: Receiver<Order>) -> Self {
+        Self {
+            shared,
+            orders,
+            batch: Vec::new(),
+            due: None,
+            hurry: false,
+            stop: false,
+            again: None,
         }
+    }
+
+    /// Applies what comes until it is told to stop or the other side is gone.
+    pub fn run(mut self) {
+        let mut next = self.turn(Instant::now());
+        loop {
+            let order = match next {
+                Next::Turn => None,
+                Next::Wait(None) => self.orders.recv().ok(),
+                Next::Wait(Some(until)) => {
+                    let patience = until.saturating_duration_since(Instant::now());
+                    self.orders.recv_timeout(patience).ok()
+                }
+                Next::Pause(until) => {
+                    let pause = until.saturating_duration_since(Instant::now());
+                    std::thread::sleep(pause.min(SLICE));
+                    None
+                }
+                Next::Over => return,
+            };
+            let now = Instant::now();
+            if let Some(order) = order {
+                self.take(order, now);
+            }
+            next = self.turn(now);
+        }
+    }
+
+    /// One turn of [`Applier::run`], which never waits for anything but the storage.
+    ///
+    /// It lets epochs gather. Where memory is short or somebody waits for the images, it does not wait.
+    pub fn turn(&mut self, now: Instant) -> Next {
+        if let Some((at, pause)) = self.again {
+            if self.shared.is_stopping() {
+                return Next::Over;
+            }
+            return if now < at {
+                Next::Pause(at)
+            } else {
+                self.try_batch(now, pause)
+            };
+        }
+        loop {
+            match self.orders.try_recv() {
+                Ok(order) => self.take(order, now),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.stop = true;
+                    break;
+                }
+            }
+        }
+        match self.due {
+            None if self.stop => Next::Over,
+            None => Next::Wait(None),
+            Some(due) => {
+                let soon = self.stop || self.hurry || self.shared.budget.is_busy();
+                if soon || now >= due {
+                    self.try_batch(now, BACK_OFF.0)
+                } else {
+                    Next::Wait(Some(due))
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, order: Order, now: Instant) {
+        match order {
+            Order::Apply(cut) => {
+                if self.due.is_none() {
+                    self.due = Some(now + GATHER);
+                }
+                self.batch.push(cut);
+            }
+            Order::Hurry => self.hurry = self.due.is_some(),
+            Order::Stop => self.stop = true,
+        }
+    }
+
+    fn try_batch(&mut self, now: Instant, pause: Duration) -> Next {
+        if let Err(message) = apply(&self.shared, &self.batch) {
+            self.shared.note_error(Part::Image, message);
+            let at = now + pause;
+            self.again = Some((at, (pause * 2).min(BACK_OFF.1)));
+            return Next::Pause(at);
+        }
+        self.shared.clear_error(Part::Image);
+        failpoint::hit("gateway-after-apply");
+        if let Some(last) = self.batch.last() {
+            self.shared.tell(Job::Applied(last.epoch));
+        }
+        self.batch.clear();
+        (self.due, self.again, self.hurry) = (None, None, false);
+        Next::Turn
     }
 }
 
@@ -151,20 +229,6 @@ pub fn log_clear(clear: Clear) -> epoch_log::Content<'static> {
         Clear::Hole => epoch_log::Content::Hole,
         Clear::Trim => epoch_log::Content::Trim,
     }
-}
-
-/// Sleeps for `pause`; false if the group stops.
-fn sleep(shared: &Shared, pause: Duration) -> bool {
-    let mut left = pause;
-    while !left.is_zero() {
-        if shared.is_stopping() {
-            return false;
-        }
-        let slice = left.min(SLICE);
-        std::thread::sleep(slice);
-        left -= slice;
-    }
-    !shared.is_stopping()
 }
 
 #[cfg(test)]

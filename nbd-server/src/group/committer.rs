@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use epoch_log::{Epoch, EpochLog, LogError};
@@ -15,6 +15,7 @@ use super::appender::Appender;
 use super::barriers::{Gate, Input, LogOp, LogOutcome, Phase};
 use super::error::{GroupError, Part, with_sources};
 use super::shared::{Answer, Job, Order, Reply, Shared};
+use super::stepping::Next;
 use crate::export::IoError;
 use crate::failpoint;
 
@@ -42,6 +43,17 @@ pub struct Committer {
     drain_waiters: Vec<(Input, Reply)>,
     flushers: Vec<oneshot::Sender<Result<(), IoError>>>,
     stop: Option<Instant>,
+    /// When the turn began: a turn has one time.
+    now: Instant,
+}
+
+/// How a committer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Everything is done: the log can be closed.
+    Orderly,
+    /// At once.
+    Abandoned,
 }
 
 impl Committer {
@@ -51,6 +63,7 @@ impl Committer {
         log: EpochLog,
         jobs: Receiver<Job>,
         interval: Duration,
+        now: Instant,
     ) -> Self {
         Self {
             shared,
@@ -60,12 +73,13 @@ impl Committer {
             interval,
             appender: Appender::default(),
             retry_at: None,
-            next_self_commit: Instant::now() + interval,
-            commit_asked: Instant::now(),
+            next_self_commit: now + interval,
+            commit_asked: now,
             applied: None,
             drain_waiters: Vec::new(),
             flushers: Vec::new(),
             stop: None,
+            now,
         }
     }
 
@@ -89,24 +103,80 @@ impl Committer {
 
     /// Works until it is told to stop.
     pub fn run(mut self) {
+        let mut next = self.turn(Instant::now());
         loop {
-            self.background();
-            if self.may_stop() {
-                return self.close();
+            next = match next {
+                Ok(Next::Wait(Some(until)) | Next::Pause(until)) => {
+                    let patience = until.saturating_duration_since(Instant::now());
+                    match self.jobs.recv_timeout(patience) {
+                        Ok(job) => self.take(job, Instant::now()),
+                        Err(RecvTimeoutError::Timeout) => self.turn(Instant::now()),
+                        // The group is gone without a word.
+                        Err(RecvTimeoutError::Disconnected) => Err(End::Abandoned),
+                    }
+                }
+                Ok(_) => self.turn(Instant::now()),
+                Err(end) => return self.end(end),
             }
-            match self.next_job() {
-                Some(Job::Stop { orderly: false }) => return self.abandon(),
-                Some(Job::Stop { orderly: true }) => self.begin_stop(),
-                Some(job) => self.handle(job),
-                None => {}
+        }
+    }
+
+    /// One turn of [`Committer::run`], which never waits for anything but the storage.
+    pub fn step_once(mut self, now: Instant) -> (Option<Self>, Next) {
+        match self.turn(now) {
+            Ok(next) => (Some(self), next),
+            Err(end) => {
+                self.end(end);
+                (None, Next::Over)
             }
+        }
+    }
+
+    /// What is due in the background, then one job.
+    fn turn(&mut self, now: Instant) -> Result<Next, End> {
+        self.now = now;
+        self.background();
+        if self.may_stop() {
+            return Err(End::Orderly);
+        }
+        while let Ok(job) = self.jobs.try_recv() {
+            match job {
+                Job::Flush(flusher) => self.flushers.push(flusher),
+                job => self.inbox.push_back(job),
+            }
+        }
+        if let Some(job) = self.inbox.pop_front() {
+            return self.take(job, now);
+        }
+        if self.retry_at.is_none() && (!self.flushers.is_empty() || !self.appender.is_idle()) {
+            return Ok(Next::Turn);
+        }
+        Ok(Next::Wait(Some(
+            self.retry_at.unwrap_or(self.next_self_commit),
+        )))
+    }
+
+    fn take(&mut self, job: Job, now: Instant) -> Result<Next, End> {
+        self.now = now;
+        match job {
+            Job::Stop { orderly: false } => return Err(End::Abandoned),
+            Job::Stop { orderly: true } => self.begin_stop(),
+            job => self.handle(job),
+        }
+        Ok(Next::Turn)
+    }
+
+    fn end(self, end: End) {
+        match end {
+            End::Orderly => self.close(),
+            End::Abandoned => self.abandon(),
         }
     }
 
     /// What nobody asked for and is due.
     fn background(&mut self) {
-        self.shared.budget.slabs().trim(Instant::now());
-        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+        self.shared.budget.slabs().trim(self.now);
+        if self.retry_at.is_some_and(|at| self.now < at) {
             return;
         }
         self.retry_at = None;
@@ -116,7 +186,7 @@ impl Committer {
         self.answer_drained();
         if !self.flushers.is_empty() {
             self.flush();
-        } else if Instant::now() >= self.next_self_commit && self.self_commit().is_err() {
+        } else if self.now >= self.next_self_commit && self.self_commit().is_err() {
             self.retry_later();
         }
         // Until the next retry an append that found no space rests; a commit tries again at once.
@@ -126,37 +196,10 @@ impl Committer {
     }
 
     fn retry_later(&mut self) {
-        self.retry_at = Some(Instant::now() + RETRY);
+        self.retry_at = Some(self.now + RETRY);
         // A self-commit that failed is due again; if it was something else, one more does no harm.
-        self.next_self_commit = Instant::now();
+        self.next_self_commit = self.now;
         self.hurry();
-    }
-
-    /// The next job; none when something in the background is due.
-    fn next_job(&mut self) -> Option<Job> {
-        loop {
-            match self.jobs.try_recv() {
-                Ok(Job::Flush(flusher)) => self.flushers.push(flusher),
-                Ok(job) => self.inbox.push_back(job),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-        }
-        if let Some(job) = self.inbox.pop_front() {
-            return Some(job);
-        }
-        if self.retry_at.is_none() && (!self.flushers.is_empty() || !self.appender.is_idle()) {
-            return None;
-        }
-        let due = self.retry_at.unwrap_or(self.next_self_commit);
-        match self
-            .jobs
-            .recv_timeout(due.saturating_duration_since(Instant::now()))
-        {
-            Ok(job) => Some(job),
-            Err(RecvTimeoutError::Timeout) => None,
-            // The group is gone without a word.
-            Err(RecvTimeoutError::Disconnected) => Some(Job::Stop { orderly: false }),
-        }
     }
 
     fn handle(&mut self, job: Job) {
@@ -327,7 +370,7 @@ impl Committer {
 
     /// Seals and commits what a group without a source holds. Does nothing for one with a source.
     fn self_commit(&mut self) -> Result<(), GroupError> {
-        self.next_self_commit = Instant::now() + self.interval;
+        self.next_self_commit = self.now + self.interval;
         self.perform_outstanding()?;
         {
             let mut core = self.shared.core();
@@ -446,7 +489,7 @@ impl Committer {
         }
         self.flush();
         self.hurry();
-        self.stop = Some(Instant::now() + STOP_PATIENCE);
+        self.stop = Some(self.now + STOP_PATIENCE);
     }
 
     fn may_stop(&self) -> bool {
@@ -457,7 +500,7 @@ impl Committer {
         barriers.applied() == barriers.committed()
             || self.shared.has_error(Part::Image)
             || self.shared.has_error(Part::Log)
-            || Instant::now() >= deadline
+            || self.now >= deadline
     }
 
     /// The orderly end. Under a source in async mode the open epoch goes with the process, so the log is not closed in

@@ -26,6 +26,17 @@ pub struct DiskExport {
     info: ExportInfo,
 }
 
+/// How far a FLUSH came without waiting.
+#[derive(Debug)]
+pub enum Flush {
+    /// To its end.
+    Done,
+    /// The group commits for it, and answers here.
+    Commits(oneshot::Receiver<Result<(), IoError>>),
+    /// To be tried again when something about the group has changed.
+    Waits,
+}
+
 impl DiskExport {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -67,14 +78,63 @@ impl DiskExport {
     fn change(&self, offset: u64, change: &Change<'_>, fua: bool) -> Result<(), IoError> {
         loop {
             let ticket = self.shared.bell.ticket();
-            match self.attempt(offset, change, true)? {
-                Attempt::Through | Attempt::Held(_) => break,
-                Attempt::Closed | Attempt::WouldBlock => self.shared.tell(Job::WriteWaits),
-                Attempt::OverBudget(_) => {}
+            if self.change_now(offset, change)? {
+                break;
             }
             self.wait(ticket)?;
         }
         if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Changes the disk, unless it has to wait for the group; then false, and the group knows.
+    fn change_now(&self, offset: u64, change: &Change<'_>) -> Result<bool, IoError> {
+        match self.attempt(offset, change, true)? {
+            Attempt::Through | Attempt::Held(_) => return Ok(true),
+            Attempt::Closed | Attempt::WouldBlock => self.shared.tell(Job::WriteWaits),
+            Attempt::OverBudget(_) => {}
+        }
+        Ok(false)
+    }
+
+    /// What [`Export::write`] does before it waits: false if it has to, for something about the group to change. For those who have
+    /// no thread that could wait.
+    ///
+    /// # Errors
+    /// As for [`Export::write`].
+    pub fn write_now(&self, offset: u64, data: &[u8]) -> Result<bool, IoError> {
+        self.change_now(offset, &Change::Data(data))
+    }
+
+    /// The same for zeros, or for a trim.
+    ///
+    /// # Errors
+    /// As for [`Export::write_zeroes`].
+    pub fn clear_now(&self, offset: u64, len: u64, clear: Clear) -> Result<bool, IoError> {
+        self.change_now(offset, &cleared(len, clear))
+    }
+
+    /// What [`Export::flush`] does before it waits.
+    ///
+    /// # Errors
+    /// As for [`Export::flush`].
+    pub fn flush_now(&self) -> Result<Flush, IoError> {
+        match self.disk.flush_gate(&self.rights)? {
+            None | Some(Gate::Held(FlushRule::Free)) => Ok(Flush::Done),
+            Some(Gate::Through) => {
+                self.disk.image.sync()?;
+                Ok(Flush::Done)
+            }
+            Some(Gate::Held(FlushRule::SelfCommits)) => {
+                let (flusher, done) = oneshot::channel();
+                self.shared.tell(Job::Flush(flusher));
+                Ok(Flush::Commits(done))
+            }
+            Some(Gate::Broken) => Err(IoError::Io),
+            Some(Gate::Closed | Gate::Held(FlushRule::Waits)) => {
+                self.shared.tell(Job::WriteWaits);
+                Ok(Flush::Waits)
+            }
+        }
     }
 
     /// Changes the disk if that needs no waiting; false if it does.
@@ -93,12 +153,6 @@ impl DiskExport {
         }
         self.shared.bell.wait_past(ticket);
         Ok(())
-    }
-
-    fn self_commit(&self) -> Result<(), IoError> {
-        let (flusher, done) = oneshot::channel();
-        self.shared.tell(Job::Flush(flusher));
-        done.blocking_recv().unwrap_or(Err(IoError::Shutdown))
     }
 }
 
@@ -134,16 +188,13 @@ impl Export for DiskExport {
     fn flush(&self) -> Result<(), IoError> {
         loop {
             let ticket = self.shared.bell.ticket();
-            match self.disk.flush_gate(&self.rights)? {
-                None | Some(Gate::Held(FlushRule::Free)) => return Ok(()),
-                Some(Gate::Through) => return Ok(self.disk.image.sync()?),
-                Some(Gate::Held(FlushRule::SelfCommits)) => return self.self_commit(),
-                Some(Gate::Broken) => return Err(IoError::Io),
-                Some(Gate::Closed | Gate::Held(FlushRule::Waits)) => {
-                    self.shared.tell(Job::WriteWaits)
+            match self.flush_now()? {
+                Flush::Done => return Ok(()),
+                Flush::Commits(done) => {
+                    return done.blocking_recv().unwrap_or(Err(IoError::Shutdown));
                 }
+                Flush::Waits => self.wait(ticket)?,
             }
-            self.wait(ticket)?;
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::applier::log_clear;
 use super::overlay::{Clear, Span};
@@ -15,15 +16,51 @@ use rustix::io::{Errno, ReadWriteFlags, pwritev};
 
 pub use crate::image_file::ImageError;
 
+/// What a group needs of an image that is no file: a simulator's.
+pub trait RawImage: std::fmt::Debug + Send + Sync {
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes `parts` one behind the other from `offset` on.
+    ///
+    /// # Errors
+    /// What the storage says; a part may be written then.
+    fn write(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
+
+    /// Makes a range zeros.
+    ///
+    /// # Errors
+    /// What the storage says; a part may be cleared then.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// What the storage says; what is durable is not known then.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+enum Bytes {
+    File {
+        file: File,
+        /// Set for a block device.
+        device: Option<Device>,
+        extents: Extents,
+    },
+    Raw(Arc<dyn RawImage>),
+}
+
 /// An open image.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
-    file: File,
+    bytes: Bytes,
     size: u64,
-    /// Set for a block device.
-    device: Option<Device>,
-    extents: Extents,
     identity: (u64, u64),
 }
 
@@ -40,12 +77,24 @@ impl Image {
         let image = ImageFile::open(path, access)?;
         Ok(Self {
             path: image.path,
-            file: image.file,
+            bytes: Bytes::File {
+                file: image.file,
+                device: image.device,
+                extents: Extents::default(),
+            },
             size: image.size,
-            device: image.device,
-            extents: Extents::default(),
             identity: image.identity,
         })
+    }
+
+    /// An image of `size` bytes that is no file. `number` tells it from others.
+    pub fn raw(name: &str, number: u64, size: u64, image: Arc<dyn RawImage>) -> Self {
+        Self {
+            path: name.into(),
+            bytes: Bytes::Raw(image),
+            size,
+            identity: (0, number),
+        }
     }
 
     /// Where it is.
@@ -65,9 +114,13 @@ impl Image {
 
     /// Fills `buf` from `offset` if all of it is in the page cache; otherwise false, and `buf` holds anything.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        let file = match &self.bytes {
+            Bytes::File { file, .. } => file,
+            Bytes::Raw(image) => return image.read(offset, buf).map(|()| true),
+        };
         let want = buf.len();
         match rustix::io::preadv2(
-            &self.file,
+            file,
             &mut [IoSliceMut::new(buf)],
             offset,
             ReadWriteFlags::NOWAIT,
@@ -83,27 +136,45 @@ impl Image {
 
     /// The file, if all of this range is in the page cache.
     pub fn cached(&self, offset: u64, len: u64) -> Option<&File> {
-        page_cache::holds(&self.file, offset, len).then_some(&self.file)
+        match &self.bytes {
+            Bytes::File { file, .. } => page_cache::holds(file, offset, len).then_some(file),
+            Bytes::Raw(_) => None,
+        }
     }
 
     /// Begins to read a range into the page cache.
     pub fn cache(&self, offset: u64, len: u64) -> io::Result<()> {
-        page_cache::prefetch(&self.file, offset, len)
+        match &self.bytes {
+            Bytes::File { file, .. } => page_cache::prefetch(file, offset, len),
+            Bytes::Raw(_) => Ok(()),
+        }
     }
 
     /// Fills `buf` from `offset`.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        match &self.bytes {
+            Bytes::File { file, .. } => file.read_exact_at(buf, offset),
+            Bytes::Raw(image) => image.read(offset, buf),
+        }
     }
 
     /// Applies one extent: data, zeros or a trim.
     pub fn apply(&self, extent: &Extent<'_>) -> io::Result<()> {
-        let Some(device) = self.device else {
-            return apply::apply_extent(&self.file, extent);
+        let (file, device) = match &self.bytes {
+            Bytes::File { file, device, .. } => (file, device),
+            Bytes::Raw(image) => {
+                return match extent.content {
+                    Content::Data(data) => image.write(extent.offset, &[data]),
+                    _ => image.zero(extent.offset, extent.len),
+                };
+            }
+        };
+        let Some(device) = device else {
+            return apply::apply_extent(file, extent);
         };
         match extent.content {
-            Content::Data(_) => apply::apply_extent(&self.file, extent),
-            Content::Trim => device.discard(&self.file, extent.offset, extent.len),
+            Content::Data(_) => apply::apply_extent(file, extent),
+            Content::Trim => device.discard(file, extent.offset, extent.len),
             // The device zeroes whole sectors by itself, and would refuse all for the sake of the ends.
             Content::Zero | Content::Hole => {
                 let parts = device.split(extent.offset, extent.len);
@@ -116,7 +187,7 @@ impl Image {
                             len: part.end - part.start,
                             ..*extent
                         };
-                        apply::apply_extent(&self.file, &part)
+                        apply::apply_extent(file, &part)
                     })
             }
         }
@@ -134,8 +205,15 @@ impl Image {
 
     /// Writes `parts`, at most 1024, one behind the other from `offset` on. They are used up.
     pub fn write_vectored(&self, mut offset: u64, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let file = match &self.bytes {
+            Bytes::File { file, .. } => file,
+            Bytes::Raw(image) => {
+                let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+                return image.write(offset, &parts);
+            }
+        };
         while !parts.is_empty() {
-            match pwritev(&self.file, parts, offset) {
+            match pwritev(file, parts, offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     offset += written as u64;
@@ -150,12 +228,16 @@ impl Image {
 
     /// Begins to bring what was written to a range to the storage, so that [`Image::sync`] has less to wait for.
     pub fn begin_writeback(&self, offset: u64, len: u64) {
-        page_cache::begin_writeback(&self.file, offset, len);
+        if let Bytes::File { file, .. } = &self.bytes {
+            page_cache::begin_writeback(file, offset, len);
+        }
     }
 
     /// Clears a range.
     pub fn clear(&self, offset: u64, len: u64, clear: Clear) -> io::Result<()> {
-        self.extents.forget();
+        if let Bytes::File { extents, .. } = &self.bytes {
+            extents.forget();
+        }
         self.apply(&Extent {
             disk: 0,
             offset,
@@ -166,11 +248,23 @@ impl Image {
 
     /// Where a range has data and where it has holes, as far as the file system can tell: at most `max` extents.
     pub fn extents(&self, span: Span, max: usize) -> io::Result<Vec<BlockExtent>> {
-        Ok(self.extents.find(&self.file, span.start..span.end, max)?)
+        match &self.bytes {
+            Bytes::File { file, extents, .. } => {
+                Ok(extents.find(file, span.start..span.end, max)?)
+            }
+            Bytes::Raw(_) => Ok(vec![BlockExtent {
+                len: span.end - span.start,
+                hole: false,
+                zero: false,
+            }]),
+        }
     }
 
     /// Makes everything written durable.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        match &self.bytes {
+            Bytes::File { file, .. } => file.sync_data(),
+            Bytes::Raw(image) => image.sync(),
+        }
     }
 }

@@ -32,6 +32,8 @@ mod resume;
 mod shared;
 mod slabs;
 mod status;
+pub mod stepped;
+mod stepping;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -47,16 +49,18 @@ use barriers::{Admission, Input, Phase};
 use disk::{Disk, Rights};
 use shared::{Entry, Job, Order, Shared};
 
-pub use disk_export::DiskExport;
+pub use disk_export::{DiskExport, Flush};
 pub use error::GroupError;
 pub(crate) use error::with_sources;
 pub use figures::Figures;
-pub use image::{Image, ImageError};
+pub use image::{Image, ImageError, RawImage};
 pub use open::{
     DEFAULT_EPOCH_MEMORY, DiskConfig, GroupConfig, GroupMode, OpenError, Progress, valid_name,
 };
+pub use overlay::Clear;
 pub use refusal::Refusal;
 pub use shared::Answer;
+pub use stepping::Next;
 
 /// An epoch is sealed over all disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -358,6 +362,11 @@ impl Group {
     /// To call it again does nothing.
     pub fn stop(&self) {
         self.end(true);
+    }
+
+    fn begin_stop(&self) {
+        self.shared.stop_waiting();
+        self.shared.tell(Job::Stop { orderly: true });
     }
 
     fn end(&self, orderly: bool) {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use epoch_log::storage::Storage;
 use epoch_log::{DiskIdentity, EpochLog, LogError, LogOptions, Mode};
 use serde::{Deserialize, Serialize};
 
-use super::applier;
+use super::applier::Applier;
 use super::arena::ArenaError;
 use super::bell::Bell;
 use super::committer::Committer;
@@ -200,20 +201,30 @@ impl From<LogError> for ReplayError {
     }
 }
 
-impl Group {
-    /// Opens the group: applies what is committed, takes over what an earlier process has left in memory, and lets nobody go on who may have
-    /// lost writes.
-    ///
-    /// # Errors
-    /// [`OpenError`], naming group and disk.
+/// Where the log is, and how it is kept.
+pub(super) struct LogPlace {
+    pub storage: Arc<dyn Storage>,
+    pub options: LogOptions,
+}
+
+/// A group that is open, and what its two threads do.
+pub(super) struct Parts {
+    pub group: Group,
+    pub committer: Committer,
+    pub applier: Applier,
+}
+
+impl Parts {
+    /// Recovers a group, and takes over what an earlier process has left in memory.
     pub fn open(
         config: &GroupConfig,
+        images: Vec<Image>,
+        log: LogPlace,
         progress: &mut dyn FnMut(Progress<'_>),
+        now: Instant,
     ) -> Result<Self, OpenError> {
-        check(config)?;
         let bell: Arc<Bell> = Arc::default();
-        let images = open_images(config)?;
-        let (log, clean) = recover(config, &images, progress)?;
+        let (log, clean) = recover(config, &images, log, progress)?;
         let sizes = images.iter().map(Image::size).collect();
         let start = resume::start(config, &log, clean, sizes, &bell)?;
         let disks = images
@@ -242,18 +253,41 @@ impl Group {
             apply,
         ));
         let interval = Duration::from_millis(config.epoch_interval_ms);
-        let mut committer = Committer::new(Arc::clone(&shared), log, job_queue, interval);
+        let mut committer = Committer::new(Arc::clone(&shared), log, job_queue, interval, now);
         committer.start().map_err(|e| start_error(config, &e))?;
-        let group = Self {
-            shared: Arc::clone(&shared),
+        let applier = Applier::new(Arc::clone(&shared), apply_queue);
+        let group = Group {
+            shared,
             log: config.log.clone(),
             threads: Mutex::default(),
         };
-        let for_applier = Arc::clone(&shared);
+        Ok(Self {
+            group,
+            committer,
+            applier,
+        })
+    }
+}
+
+impl Group {
+    /// Opens the group: applies what is committed, and lets nobody go on who may have lost writes.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming group and disk.
+    pub fn open(
+        config: &GroupConfig,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Self, OpenError> {
+        check(config)?;
+        let images = open_images(config)?;
+        let log = LogPlace {
+            storage: epoch_log::storage::directory(&config.log),
+            options: log_options(config),
+        };
+        let parts = Parts::open(config, images, log, progress, Instant::now())?;
+        let (group, committer, applier) = (parts.group, parts.committer, parts.applier);
         group.spawn(config, "commit", move || committer.run())?;
-        group.spawn(config, "apply", move || {
-            applier::run(&for_applier, &apply_queue)
-        })?;
+        group.spawn(config, "apply", move || applier.run())?;
         Ok(group)
     }
 
@@ -382,6 +416,7 @@ fn log_options(config: &GroupConfig) -> LogOptions {
 fn recover(
     config: &GroupConfig,
     images: &[Image],
+    log: LogPlace,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(EpochLog, bool), OpenError> {
     let log_error = |source| OpenError::Log {
@@ -390,7 +425,7 @@ fn recover(
     };
     let identities = identities(config, images);
     let (mut log, recovered) =
-        EpochLog::open_or_create(&config.log, &config.name, &identities, log_options(config))
+        EpochLog::open_or_create_on(log.storage, &config.name, &identities, log.options)
             .map_err(log_error)?;
     let apply_error = |source| OpenError::Apply {
         group: config.name.clone(),
