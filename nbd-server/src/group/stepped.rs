@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use epoch_log::LogOptions;
 use epoch_log::storage::Storage;
+use epoch_log::{Epoch, Generation, Holder, LogOptions};
 
 use super::applier::Applier;
+use super::barriers::{Gate, Phase};
 use super::committer::Committer;
 use super::open::{LogPlace, Parts};
 use super::{Group, GroupConfig, Image, Next, OpenError};
@@ -20,6 +21,25 @@ pub struct Stepped {
     committer: Option<Committer>,
     applier: Applier,
     group: Arc<Group>,
+}
+
+/// Where a group stands at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The current generation.
+    pub generation: Generation,
+    /// The newest committed epoch.
+    pub committed: Epoch,
+    /// The newest epoch that the images durably hold.
+    pub applied: Epoch,
+    /// The phase.
+    pub phase: Phase,
+    /// What writes do.
+    pub gate: Gate,
+    /// Who holds memory.
+    pub holder: Option<Holder>,
+    /// The active source.
+    pub owner: Option<String>,
 }
 
 impl Stepped {
@@ -62,6 +82,26 @@ impl Stepped {
     /// One turn of the applier.
     pub fn apply_turn(&mut self, now: Instant) -> Next {
         self.applier.turn(now)
+    }
+
+    /// Where the group stands.
+    pub fn standing(&self) -> Standing {
+        let core = self.group.shared.core();
+        let barriers = &core.barriers;
+        Standing {
+            generation: barriers.generation(),
+            committed: barriers.committed(),
+            applied: barriers.applied(),
+            phase: barriers.phase(),
+            gate: barriers.gate(),
+            holder: barriers.holder().cloned(),
+            owner: barriers.owner().map(str::to_owned),
+        }
+    }
+
+    /// Whether the committer has come to its end.
+    pub fn is_over(&self) -> bool {
+        self.committer.is_none()
     }
 
     /// Begins to stop in order: the committer's turns end it.

@@ -1,0 +1,536 @@
+//! A group without a source: plain clients write, flush and read while the gateway crashes, the power goes and the storage fails.
+//!
+//! In async mode the disks are at any time what the guest's writes up to some moment make of them, over all disks, and never
+//! earlier than the last flush that was answered. In sync mode each sector is what its newest write made of it; a power loss
+//! may take back what came after the last flush.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use nbd_server::export::{Cutter, Export, IoError};
+use nbd_server::group::{Clear, DiskExport, Flush, GroupMode};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::blocks::{
+    CLEARED, DISKS, PLACES, Stamp, UNIT, UNITS, fill, holds, position, shown, stamps,
+};
+use crate::gateway::{Gateway, Micros, StorageHost};
+use crate::poll::{Answer, poll};
+use crate::storage::Op;
+use crate::trace::Trace;
+use crate::{Options, Violation, violation};
+
+/// One write of the guest.
+#[derive(Debug, Clone)]
+struct Write {
+    place: usize,
+    count: usize,
+    stamp: Stamp,
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Option<Result<(), IoError>>>>>;
+
+struct Alone<'a> {
+    random: StdRng,
+    trace: &'a mut Trace,
+    host: StorageHost,
+    gateway: Option<Gateway>,
+    exports: Vec<DiskExport>,
+    mode: GroupMode,
+    now: Micros,
+    next_stamp: Stamp,
+    /// Writes that are not known to be durable, in order.
+    history: Vec<Write>,
+    /// What is known to be durable.
+    floor: Vec<Stamp>,
+    /// What the newest write made of each place.
+    newest: Vec<Stamp>,
+    /// Flushes under way, with the length of the history that they cover.
+    flushes: Vec<(u64, Waiting)>,
+    /// Writes that were dropped from the front of the history so far.
+    dropped: u64,
+    /// A sync has failed: what the page cache holds may never reach the disk.
+    sync_failed: bool,
+    /// The last crash was one of the power.
+    power_lost: bool,
+    broken: bool,
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violation> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mode = if random.random_ratio(2, 3) {
+        GroupMode::Async
+    } else {
+        GroupMode::Sync
+    };
+    let host = StorageHost::new(&mut random, mode, options.planted);
+    let mut alone = Alone {
+        random,
+        trace,
+        host,
+        gateway: None,
+        exports: Vec::new(),
+        mode,
+        now: 0,
+        next_stamp: 1,
+        history: Vec::new(),
+        floor: vec![0; PLACES],
+        newest: vec![0; PLACES],
+        flushes: Vec::new(),
+        dropped: 0,
+        sync_failed: false,
+        power_lost: true,
+        broken: false,
+    };
+    alone
+        .trace
+        .note(0, format_args!("a group without a source, {mode:?}"));
+    alone.start()?;
+    let end = alone.random.random_range(100_000..600_000);
+    let mut next_fault = alone.random.random_range(5_000..100_000);
+    let mut next_op = 0;
+    while alone.now < end {
+        let due = alone.gateway.as_ref().and_then(Gateway::due);
+        alone.now = next_op.min(next_fault).min(due.unwrap_or(u64::MAX));
+        if due == Some(alone.now) {
+            alone.turn()?;
+        } else if alone.now == next_op {
+            alone.operate()?;
+            next_op = alone.now + alone.random.random_range(50..4_000);
+        } else {
+            alone.fault()?;
+            next_fault = alone.now + alone.random.random_range(5_000..150_000);
+        }
+    }
+    alone.finish()
+}
+
+impl Alone<'_> {
+    fn start(&mut self) -> Result<(), Violation> {
+        for _ in 0..20 {
+            match self.host.start(self.now) {
+                Ok(gateway) => {
+                    self.gateway = Some(gateway);
+                    self.attach()?;
+                    let disk = self.host.disk.clone();
+                    return disk.undisturbed(|| self.compare());
+                }
+                Err(error) if self.host.disk.figures().1 > 0 || self.host.disk.is_dead() => {
+                    self.trace
+                        .note(self.now, format_args!("the group does not open: {error}"));
+                    self.host.disk.process_ends();
+                    self.host.disk.heal();
+                }
+                Err(error) => return violation!("the group does not open: {error:?}"),
+            }
+        }
+        violation!("the group never opens")
+    }
+
+    fn attach(&mut self) -> Result<(), Violation> {
+        let Some(gateway) = &self.gateway else {
+            return Ok(());
+        };
+        self.exports.clear();
+        for disk in 0..DISKS {
+            let group = gateway.stepped.group();
+            match group.attach(&format!("disk{disk}"), None, Cutter::inert()) {
+                Some(Ok(export)) => self.exports.push(export),
+                other => return violation!("no attachment: {other:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a crash has left must be what the rules allow; from here on it is the truth.
+    fn compare(&mut self) -> Result<(), Violation> {
+        let mut found = Vec::with_capacity(PLACES);
+        let mut unit = vec![0; UNIT];
+        for place in 0..PLACES {
+            let (disk, offset) = position(place);
+            if let Err(error) = self.exports[disk].read(offset, &mut unit) {
+                return violation!("unit {place} can't be read: {error}");
+            }
+            found.push(stamps(place, &unit));
+        }
+        match self.mode {
+            GroupMode::Async => self.find_prefix(&found)?,
+            GroupMode::Sync => self.find_each(&found)?,
+        }
+        if self.mode == GroupMode::Async || self.power_lost {
+            self.dropped += self.history.len() as u64;
+            self.history.clear();
+            self.newest.clone_from(&self.floor);
+        }
+        self.write_over_torn(&found)
+    }
+
+    fn find_prefix(&mut self, found: &[[Option<Stamp>; 2]]) -> Result<(), Violation> {
+        let fits = |place: usize, stamp: Stamp| found[place] == [Some(shown(stamp)); 2];
+        let mut wrong = (0..PLACES)
+            .filter(|place| !fits(*place, self.floor[*place]))
+            .count();
+        let mut best = None;
+        let mut table = self.floor.clone();
+        for (number, write) in self.history.iter().enumerate() {
+            if wrong == 0 {
+                best = Some((number, table.clone()));
+            }
+            for place in write.place..write.place + write.count {
+                wrong -= usize::from(!fits(place, table[place]));
+                table[place] = write.stamp;
+                wrong += usize::from(!fits(place, table[place]));
+            }
+        }
+        if wrong == 0 {
+            best = Some((self.history.len(), table));
+        }
+        match best {
+            Some((kept, table)) => {
+                let of = self.history.len();
+                self.trace.note(
+                    self.now,
+                    format_args!("recovered {kept} of {of} writes after the last flush"),
+                );
+                self.trace.reach("recovery");
+                self.floor = table;
+                Ok(())
+            }
+            None => violation!(
+                "the disks are nothing that the writes since the last flush lead to: {:?}",
+                (0..PLACES)
+                    .filter(|place| !fits(*place, self.newest[*place]))
+                    .map(|place| (place, found[place], self.floor[place], self.newest[place]))
+                    .collect::<Vec<_>>()
+            ),
+        }
+    }
+
+    fn find_each(&mut self, found: &[[Option<Stamp>; 2]]) -> Result<(), Violation> {
+        self.trace.reach("recovery");
+        let mut again = Vec::new();
+        for (place, sectors) in found.iter().enumerate() {
+            let later = self
+                .history
+                .iter()
+                .filter(|write| (write.place..write.place + write.count).contains(&place));
+            let later: Vec<Stamp> = later.map(|write| write.stamp).collect();
+            let allowed = [&[self.floor[place]], later.as_slice()].concat();
+            for sector in sectors {
+                if !allowed.iter().any(|stamp| Some(shown(*stamp)) == *sector) {
+                    return violation!(
+                        "unit {place} shows {sectors:?}, and may show one of {allowed:?}"
+                    );
+                }
+            }
+            if sectors[0] == sectors[1] {
+                let found = later.last().filter(|stamp| Some(shown(**stamp)) == sectors[0]);
+                self.newest[place] = found.copied().or(sectors[0]).unwrap_or_default();
+                if self.power_lost {
+                    self.floor[place] = self.newest[place];
+                } else if found.is_none() {
+                    // A write that failed is not there, but in the history.
+                    again.push(Write {
+                        place,
+                        count: 1,
+                        stamp: self.newest[place],
+                    });
+                }
+            }
+        }
+        self.history.append(&mut again);
+        Ok(())
+    }
+
+    /// Nobody reads a torn unit: it is written over before.
+    fn write_over_torn(&mut self, found: &[[Option<Stamp>; 2]]) -> Result<(), Violation> {
+        for (place, sectors) in found.iter().enumerate() {
+            if sectors[0] == sectors[1] {
+                continue;
+            }
+            self.next_stamp += 1;
+            let mut unit = vec![0; UNIT];
+            fill(self.next_stamp, place, &mut unit);
+            let (disk, offset) = position(place);
+            self.newest[place] = self.next_stamp;
+            if self.power_lost {
+                self.host.repair(place, &unit);
+                self.floor[place] = self.next_stamp;
+                continue;
+            }
+            if !matches!(self.exports[disk].write_now(offset, &unit), Ok(true)) {
+                return violation!("unit {place} can't be written over");
+            }
+            self.history.push(Write {
+                place,
+                count: 1,
+                stamp: self.next_stamp,
+            });
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<(), Violation> {
+        if let Some(gateway) = &mut self.gateway {
+            let commits = gateway.turn(self.now, &mut self.random);
+            self.trace.note(
+                self.now,
+                format_args!("turn {}", if commits { "commit" } else { "apply" }),
+            );
+        }
+        if self.host.disk.is_dead() {
+            let power = self.random.random_bool(0.5) && !self.sync_failed;
+            return self.crash(power);
+        }
+        self.answer_flushes();
+        Ok(())
+    }
+
+    fn answer_flushes(&mut self) {
+        let mut answered = Vec::new();
+        self.flushes
+            .retain_mut(|(covers, waiting)| match poll(waiting) {
+                Answer::Pending => true,
+                Answer::Ready(outcome) => {
+                    answered.push((*covers, outcome));
+                    false
+                }
+            });
+        for (covers, outcome) in answered {
+            let good = matches!(outcome, Some(Ok(())));
+            self.trace
+                .note(self.now, format_args!("flush {covers}: {outcome:?}"));
+            if good {
+                self.flushed(covers);
+            } else {
+                self.broken = true;
+            }
+        }
+    }
+
+    /// All writes before `covers` are durable.
+    fn flushed(&mut self, covers: u64) {
+        let count = usize::try_from(covers.saturating_sub(self.dropped)).unwrap_or(usize::MAX);
+        let count = count.min(self.history.len());
+        for write in self.history.drain(..count) {
+            self.floor[write.place..write.place + write.count].fill(write.stamp);
+        }
+        self.dropped += count as u64;
+    }
+
+    fn operate(&mut self) -> Result<(), Violation> {
+        let Some(gateway) = &mut self.gateway else {
+            return Ok(());
+        };
+        gateway.poke(self.now, &mut self.random);
+        match self.random.random_range(0..20) {
+            0 => self.flush(),
+            1..6 => self.read(),
+            kind => self.write(kind == 6),
+        }
+    }
+
+    fn write(&mut self, clear: bool) -> Result<(), Violation> {
+        let count = self.random.random_range(1..=6);
+        let disk = self.random.random_range(0..DISKS);
+        let unit = self.random.random_range(0..=UNITS - count);
+        let place = disk * UNITS + unit;
+        self.next_stamp += 1;
+        let stamp = self.next_stamp | if clear { CLEARED } else { 0 };
+        let (_, offset) = position(place);
+        let len = count * UNIT;
+        let outcome = if clear {
+            let how = [Clear::Zero, Clear::Hole, Clear::Trim][self.random.random_range(0..3)];
+            self.exports[disk].clear_now(offset, len as u64, how)
+        } else {
+            let mut data = vec![0; len];
+            for (number, unit) in data.chunks_exact_mut(UNIT).enumerate() {
+                fill(stamp, place + number, unit);
+            }
+            self.exports[disk].write_now(offset, &data)
+        };
+        self.trace.note(
+            self.now,
+            format_args!("write {stamp:x} at {place}+{count}: {outcome:?}"),
+        );
+        let happened = match outcome {
+            Ok(done) => done,
+            // It may be there in part.
+            Err(_) => true,
+        };
+        if happened {
+            self.history.push(Write {
+                place,
+                count,
+                stamp,
+            });
+            self.newest[place..place + count].fill(stamp);
+        }
+        if self.host.disk.is_dead() {
+            let power = self.random.random_bool(0.5) && !self.sync_failed;
+            return self.crash(power);
+        }
+        if outcome.is_err() {
+            return self.storage_failed();
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), Violation> {
+        let place = self.random.random_range(0..PLACES);
+        let (disk, offset) = position(place);
+        let mut unit = vec![0; UNIT];
+        match self.exports[disk].read(offset, &mut unit) {
+            Ok(()) if holds(self.newest[place], place, &unit) => Ok(()),
+            Ok(()) => violation!(
+                "unit {place} reads as {:?} and not as {:x}",
+                stamps(place, &unit),
+                self.newest[place]
+            ),
+            Err(IoError::Io) => Ok(()),
+            Err(other) => violation!("unit {place} can't be read: {other}"),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Violation> {
+        let covers = self.dropped + self.history.len() as u64;
+        let mut through = true;
+        for disk in 0..DISKS {
+            match self.exports[disk].flush_now() {
+                Ok(Flush::Done) => {}
+                Ok(Flush::Commits(done)) => {
+                    let done = async move { done.await.ok() };
+                    self.flushes.push((covers, Box::pin(done)));
+                    return Ok(());
+                }
+                Ok(Flush::Waits) => through = false,
+                Err(_) if self.host.disk.is_dead() => {
+                    let power = self.random.random_bool(0.5) && !self.sync_failed;
+                    return self.crash(power);
+                }
+                Err(_) => return self.storage_failed(),
+            }
+        }
+        if through {
+            self.flushed(covers);
+        }
+        Ok(())
+    }
+
+    /// The guest sees an error: its administrator starts the gateway again.
+    fn storage_failed(&mut self) -> Result<(), Violation> {
+        self.sync_failed = true;
+        self.crash(false)
+    }
+
+    fn crash(&mut self, power: bool) -> Result<(), Violation> {
+        self.exports.clear();
+        self.flushes.clear();
+        self.gateway = None;
+        self.power_lost = power;
+        if power {
+            self.host.disk.power_loss();
+        } else {
+            self.host.disk.process_ends();
+        }
+        self.trace.fault(
+            self.now,
+            if power { "power" } else { "kill" },
+            format_args!(""),
+        );
+        self.broken = false;
+        if self.random.random_ratio(1, 4) {
+            let changes = self.random.random_range(0..12);
+            self.host.disk.die_after(Some(changes));
+        }
+        self.now += self.random.random_range(100..5_000);
+        self.start()
+    }
+
+    fn fault(&mut self) -> Result<(), Violation> {
+        match self.random.random_range(0..10) {
+            0..3 => {
+                let changes = self.random.random_range(0..25);
+                self.trace
+                    .note(self.now, format_args!("dies after {changes} changes"));
+                self.host.disk.die_after(Some(changes));
+                Ok(())
+            }
+            3 => self.crash(false),
+            4 if !self.sync_failed => self.crash(true),
+            5 | 6 => {
+                let op = Op::ALL[self.random.random_range(0..Op::ALL.len())];
+                self.sync_failed |= op != Op::ReadImage;
+                self.trace.fault(self.now, "eio", format_args!("{op:?}"));
+                self.host.disk.fail(op, self.random.random_range(0..4));
+                Ok(())
+            }
+            7 => {
+                let room = self.random.random_range(0..16 << 10);
+                self.trace.fault(self.now, "full", format_args!("{room}"));
+                self.host.disk.leave_room(room);
+                Ok(())
+            }
+            8 => self.stop(),
+            _ => {
+                self.host.disk.make_room();
+                if self.broken {
+                    return self.storage_failed();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A stop in order: nothing is lost.
+    fn stop(&mut self) -> Result<(), Violation> {
+        self.host.disk.make_room();
+        let Some(mut gateway) = self.gateway.take() else {
+            return Ok(());
+        };
+        gateway.stepped.begin_stop();
+        gateway.poke(self.now, &mut self.random);
+        while !gateway.is_over() {
+            let Some(due) = gateway.due() else {
+                return violation!("the stop does not end");
+            };
+            self.now = due.max(self.now);
+            gateway.turn(self.now, &mut self.random);
+            if self.host.disk.is_dead() {
+                self.gateway = Some(gateway);
+                return self.crash(false);
+            }
+        }
+        self.trace.note(self.now, format_args!("stopped in order"));
+        let had_error = self.host.disk.figures().1 > 0;
+        if !had_error && self.mode == GroupMode::Async {
+            self.flushed(u64::MAX);
+        }
+        self.exports.clear();
+        self.flushes.clear();
+        drop(gateway);
+        self.power_lost = false;
+        self.host.disk.process_ends();
+        self.trace.reach("orderly stop");
+        self.start()
+    }
+
+    fn finish(&mut self) -> Result<(), Violation> {
+        self.host.disk.heal();
+        self.host.disk.die_after(None);
+        self.stop()?;
+        self.stop()?;
+        let stamps = self.host.image_stamps();
+        for (place, sectors) in stamps.iter().enumerate() {
+            if *sectors != [Some(shown(self.newest[place])); 2] {
+                return violation!(
+                    "at the end the image has {sectors:?} at {place}, the reference {:x}",
+                    self.newest[place]
+                );
+            }
+        }
+        Ok(())
+    }
+}

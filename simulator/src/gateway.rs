@@ -1,0 +1,183 @@
+//! The storage host and the gateway's process on it: the real group and the real log, in turns, over the simulated disk. What a group
+//! does is not decided here, only when its turns come.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use epoch_log::LogOptions;
+use nbd_server::group::stepped::Stepped;
+use nbd_server::group::{DiskConfig, GroupConfig, GroupMode, Image, Next, OpenError};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::blocks::{DISKS, PLACES, Stamp, UNIT, UNITS, position, stamps};
+use crate::planted::Planted;
+use crate::storage::{SimDisk, SimFile};
+
+/// Virtual time, in microseconds since the start.
+pub type Micros = u64;
+
+/// The group's name.
+pub const GROUP: &str = "vm";
+
+/// Virtual time for code that wants an [`Instant`]: only differences count.
+pub fn instant(now: Micros) -> Instant {
+    static BASE: OnceLock<Instant> = OnceLock::new();
+    *BASE.get_or_init(Instant::now) + Duration::from_micros(now)
+}
+
+/// What survives the gateway's process.
+#[derive(Debug)]
+pub struct StorageHost {
+    /// Log and images.
+    pub disk: SimDisk,
+    images: Vec<Arc<SimFile>>,
+    config: GroupConfig,
+    options: LogOptions,
+}
+
+impl StorageHost {
+    /// A host with an empty group.
+    pub fn new(random: &mut StdRng, mode: GroupMode, planted: Option<Planted>) -> Self {
+        let disk = SimDisk::new(random.random(), planted);
+        let images = (0..DISKS).map(|_| disk.image(UNITS * UNIT)).collect();
+        let disks = (0..DISKS).map(|number| DiskConfig {
+            name: format!("disk{number}"),
+            image: "/image".into(),
+            read_only: false,
+            export: None,
+        });
+        let mut config = GroupConfig::new(GROUP, "/log", disks.collect());
+        config.mode = mode;
+        config.memory_budget_mib = 1;
+        config.epoch_interval_ms = random.random_range(2..60);
+        let options = LogOptions {
+            segment_bytes: random.random_range(16..80) << 10,
+            spare_segments: random.random_range(0..3),
+        };
+        Self {
+            disk,
+            images,
+            config,
+            options,
+        }
+    }
+
+    /// Starts the gateway.
+    ///
+    /// # Errors
+    /// What opening the group said.
+    pub fn start(&self, now: Micros) -> Result<Gateway, OpenError> {
+        let images = self.images.iter().zip(1..).map(|(image, number)| {
+            let name = format!("image{number}");
+            Image::raw(
+                &name,
+                number,
+                (UNITS * UNIT) as u64,
+                Arc::clone(image) as Arc<_>,
+            )
+        });
+        let storage = Arc::new(self.disk.clone());
+        let options = self.options.clone();
+        let stepped = Stepped::open(
+            &self.config,
+            images.collect(),
+            storage,
+            options,
+            instant(now),
+        )?;
+        Ok(Gateway {
+            stepped,
+            commit_at: Some(now),
+            apply_at: Some(now),
+        })
+    }
+
+    /// What each sector of the images shows.
+    pub fn image_stamps(&self) -> Vec<[Option<Stamp>; 2]> {
+        let mut found = Vec::with_capacity(PLACES);
+        for (disk, image) in self.images.iter().enumerate() {
+            image.look(|bytes| {
+                let units = bytes.chunks_exact(UNIT).enumerate();
+                found.extend(units.map(|(unit, bytes)| stamps(disk * UNITS + unit, bytes)));
+            });
+        }
+        found
+    }
+
+    /// Durably repairs a unit that a power loss has torn.
+    pub fn repair(&self, place: usize, bytes: &[u8]) {
+        let (disk, offset) = position(place);
+        self.images[disk].repair(offset, bytes);
+    }
+
+    /// Writes a unit into an image, past the group: a planted mistake.
+    pub fn scribble(&self, place: usize, bytes: &[u8]) {
+        let (disk, offset) = position(place);
+        self.images[disk].scribble(offset, bytes);
+    }
+}
+
+/// The gateway's process.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The group.
+    pub stepped: Stepped,
+    commit_at: Option<Micros>,
+    apply_at: Option<Micros>,
+}
+
+impl Gateway {
+    /// Something was asked of the group, or told to it: its threads look soon.
+    pub fn poke(&mut self, now: Micros, random: &mut StdRng) {
+        let soon = now + random.random_range(1..150);
+        let sooner = |at: Option<Micros>| Some(at.map_or(soon, |at| at.min(soon)));
+        self.commit_at = sooner(self.commit_at);
+        self.apply_at = sooner(self.apply_at);
+    }
+
+    /// When the next turn comes.
+    pub fn due(&self) -> Option<Micros> {
+        match (self.commit_at, self.apply_at) {
+            (Some(commit), Some(apply)) => Some(commit.min(apply)),
+            (commit, apply) => commit.or(apply),
+        }
+    }
+
+    /// Takes the turn that is due. True if it was the committer's.
+    pub fn turn(&mut self, now: Micros, random: &mut StdRng) -> bool {
+        let commits = self.commit_at.is_some_and(|at| at <= now);
+        let next = if commits {
+            self.stepped.commit_turn(instant(now))
+        } else {
+            self.stepped.apply_turn(instant(now))
+        };
+        let at = match next {
+            // Now and then the disk is slow.
+            Next::Turn if random.random_ratio(1, 40) => {
+                Some(now + random.random_range(1_000..20_000))
+            }
+            Next::Turn => Some(now + random.random_range(5..200)),
+            Next::Wait(Some(until)) | Next::Pause(until) => {
+                let wait = until.saturating_duration_since(instant(now));
+                Some(now + u64::try_from(wait.as_micros()).unwrap_or(u64::MAX) + 1)
+            }
+            Next::Wait(None) | Next::Over => None,
+        };
+        if commits {
+            self.commit_at = at;
+        } else {
+            self.apply_at = at;
+        }
+        // What one has done may be work for the other.
+        if next == Next::Turn {
+            self.poke(now, random);
+        }
+        commits
+    }
+
+    /// Whether the committer has ended.
+    pub fn is_over(&self) -> bool {
+        self.stepped.is_over()
+    }
+}
