@@ -226,7 +226,9 @@ impl Alone<'_> {
                 }
             }
             if sectors[0] == sectors[1] {
-                let found = later.last().filter(|stamp| Some(shown(**stamp)) == sectors[0]);
+                let found = later
+                    .last()
+                    .filter(|stamp| Some(shown(**stamp)) == sectors[0]);
                 self.newest[place] = found.copied().or(sectors[0]).unwrap_or_default();
                 if self.power_lost {
                     self.floor[place] = self.newest[place];

@@ -32,6 +32,8 @@ pub struct Standing {
     pub committed: Epoch,
     /// The newest epoch that the images durably hold.
     pub applied: Epoch,
+    /// The newest sealed epoch; the newest committed one if none is.
+    pub sealed: Epoch,
     /// The phase.
     pub phase: Phase,
     /// What writes do.
@@ -92,6 +94,7 @@ impl Stepped {
             generation: barriers.generation(),
             committed: barriers.committed(),
             applied: barriers.applied(),
+            sealed: barriers.sealed(),
             phase: barriers.phase(),
             gate: barriers.gate(),
             holder: barriers.holder().cloned(),

@@ -1,0 +1,11 @@
+//! A VM that is protected: source, standby, gateway and the network between them, with everything that can go wrong.
+
+mod faults;
+mod gateway_side;
+mod guest;
+mod ledger;
+mod source_side;
+mod standby_side;
+mod world;
+
+pub use world::run;
