@@ -13,7 +13,7 @@ use crate::{Violation, violation};
 use coordinator::commit::{Event as Told, Phase};
 
 /// How long everything may take to settle when nothing goes wrong any more.
-pub const COOL_DOWN: Micros = 1_200_000;
+pub const COOL_DOWN: Micros = 500_000;
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -362,7 +362,8 @@ impl World<'_> {
     /// What the images show is what was written, also after the power is gone and the group was opened again.
     fn compare_images(&mut self) -> Result<(), Violation> {
         let live = self.ledger.live.clone();
-        if !self.storage_failed {
+        // In sync mode what was not flushed may go.
+        if !self.storage_failed && self.ledger.is_flushed() {
             self.storage.disk.power_loss();
         }
         match self.storage.start(self.now) {

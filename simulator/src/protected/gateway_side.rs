@@ -120,6 +120,7 @@ impl World<'_> {
         };
         let now = gateway.stepped.standing();
         if now != self.ledger.standing {
+            self.look_again = 0;
             let (phase, gate) = (now.phase, now.gate);
             self.trace.note(
                 self.now,
@@ -160,7 +161,7 @@ impl World<'_> {
             "gateway-kill"
         };
         self.trace.fault(self.now, kind, format_args!(""));
-        self.waiting.clear();
+        let waiting = std::mem::take(&mut self.waiting);
         self.subscriptions.clear();
         self.attached.clear();
         let pending = std::mem::take(&mut self.pending);
@@ -182,6 +183,10 @@ impl World<'_> {
             let reply = Reply::Unreachable;
             let message = Message::Reply { number, reply };
             self.send(GATEWAY, pending.from, pending.process, message);
+        }
+        for (from, process, request) in waiting {
+            let outcome = DiskOutcome::Lost;
+            self.send(GATEWAY, from, process, Message::Done { request, outcome });
         }
         // Who listens finds the stream closed; who waits for a disk finds the connection closed.
         for node in [super::world::A, super::world::B] {
@@ -494,11 +499,21 @@ impl World<'_> {
                 self.attach(process, &id);
             }
         }
+        self.try_request(from, process, request)
+    }
+
+    fn try_request(
+        &mut self,
+        from: Node,
+        process: Process,
+        request: Request,
+    ) -> Result<(), Violation> {
         match self.attempt(from, process, &request)? {
-            Some(outcome) => {
+            // A process that is dead answers nothing.
+            Some(outcome) if !self.storage.disk.is_dead() => {
                 self.send(GATEWAY, from, process, Message::Done { request, outcome });
             }
-            None => self.waiting.push((from, process, request)),
+            _ => self.waiting.push((from, process, request)),
         }
         Ok(())
     }
@@ -603,14 +618,14 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Those who wait look again when the group has changed, and now and then, as memory may be free.
     fn answer_guests(&mut self) -> Result<(), Violation> {
+        if self.waiting.is_empty() || self.now < self.look_again {
+            return Ok(());
+        }
+        self.look_again = self.now + 2_000;
         for (from, process, request) in std::mem::take(&mut self.waiting) {
-            match self.attempt(from, process, &request)? {
-                Some(outcome) => {
-                    self.send(GATEWAY, from, process, Message::Done { request, outcome });
-                }
-                None => self.waiting.push((from, process, request)),
-            }
+            self.try_request(from, process, request)?;
         }
         Ok(())
     }

@@ -104,6 +104,11 @@ impl Ledger {
         lost
     }
 
+    /// Whether a power loss would take nothing.
+    pub fn is_flushed(&self) -> bool {
+        self.flushed.iter().all(|flushed| flushed.len() == 1)
+    }
+
     /// The cut of `epoch`.
     pub fn cut(&self, generation: Generation, epoch: Epoch) -> Option<&Cut> {
         self.cuts.get(&(generation, epoch))

@@ -10,7 +10,7 @@ use coordinator::checkpoint_channel::{
 };
 use coordinator::commit::{Action, Event as Told, Phase, Source as SourceMachine};
 use nbd_server::control::api::ErrorKind;
-use nbd_server::group::barriers::{Gate, Input};
+use nbd_server::group::barriers::Input;
 use nbd_server::{Epoch, Generation};
 use rand::Rng;
 
@@ -20,7 +20,7 @@ use super::world::{
     A, AtGateway, B, Capture, DiskOutcome, Event, GATEWAY, Host, Link, Message, Node, Process,
     Source, Timer, World,
 };
-use crate::blocks::{CLEARED, DISKS, PLACES, UNIT, UNITS, fill, shown};
+use crate::blocks::{CLEARED, DISKS, UNIT, UNITS, fill, shown};
 use crate::gateway::GROUP;
 use crate::planted::Planted;
 use crate::{Violation, violation};
@@ -966,11 +966,7 @@ impl World<'_> {
             return;
         };
         let process = source.process;
-        let waiting: Vec<u64> = source.vm.requests.keys().copied().collect();
         let watched = source.watch.take().is_some();
-        for number in waiting {
-            self.later(node, process, RECONNECT, Timer::Again(number));
-        }
         if watched {
             self.later(node, process, RECONNECT, Timer::Watch);
         }
@@ -986,11 +982,6 @@ impl World<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Whether the gateway lets writes through.
-    pub fn is_through(&self) -> bool {
-        self.ledger.standing.gate == Gate::Through
     }
 }
 
@@ -1009,6 +1000,3 @@ pub fn decode(wire: &Bytes) -> Option<Frame> {
     let header = Header::decode(&head).ok()?;
     header.with_payload(wire.slice(HEADER_BYTES..)).ok()
 }
-
-/// Places of the group.
-pub const ALL_PLACES: usize = PLACES;

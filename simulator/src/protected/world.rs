@@ -1,7 +1,7 @@
 //! Everything at once: hosts, network, clock. Takes one event after the other from the queue and gives it to the part that it is for. What the
 //! parts do with it is in `gateway_side`, `source_side` and `standby_side`, what goes wrong in `faults`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use coordinator::checkpoint::{Checkpoint, Incoming};
@@ -244,6 +244,8 @@ pub struct World<'a> {
     pub pending: Vec<Pending>,
     pub waiting: Vec<(Node, Process, Request)>,
     pub subscriptions: Vec<Subscription>,
+    /// When guests that wait try again.
+    pub look_again: Micros,
     turn_at: Option<Micros>,
     pub hosts: [Host; 2],
     pub links: BTreeMap<u32, Link>,
@@ -272,7 +274,6 @@ pub struct World<'a> {
     pub excused: bool,
     /// When somebody last saw a VM.
     pub vm_seen: Micros,
-    pub lapsed: BTreeSet<Process>,
     pub done: bool,
 }
 
@@ -311,6 +312,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         pending: Vec::new(),
         waiting: Vec::new(),
         subscriptions: Vec::new(),
+        look_again: 0,
         turn_at: None,
         hosts: [Host::Down, Host::Down],
         links: BTreeMap::new(),
@@ -328,7 +330,6 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         storage_failed: false,
         excused: false,
         vm_seen: 0,
-        lapsed: BTreeSet::new(),
         done: false,
     };
     world.start()?;
