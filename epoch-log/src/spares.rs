@@ -46,7 +46,11 @@ impl Spares {
     pub fn retire(&mut self, dir: &LogDir, file: &mut LogFile) -> io::Result<()> {
         let renamed = segment::is_spare(file.name());
         if !renamed && self.names.len() >= self.most {
-            dir.remove(file.name())?;
+            match dir.remove(file.name()) {
+                // It was removed the last time, and only that could not be made durable.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
             return dir.sync();
         }
         if !renamed {

@@ -3,8 +3,10 @@
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
-use super::model::{Call, Model, Owned, OwnedContent, call, durable, open, run};
-use crate::{LogError, faults};
+use super::model::{
+    Call, Model, Owned, OwnedContent, SEGMENT_BYTES, call, disks, durable, open, pattern, run,
+};
+use crate::{Content, EpochLog, Extent, LogError, LogOptions, faults};
 
 const EIO: i32 = libc::EIO;
 const ENOSPC: i32 = libc::ENOSPC;
@@ -104,6 +106,45 @@ fn a_segment_whose_retirement_is_not_durable_is_no_spare_yet() {
     let reused =
         |op: &faults::Op| matches!(op, faults::Op::Rename { from, .. } if from.ends_with(".spare"));
     assert!(!faults::stop().iter().any(reused));
+}
+
+/// Found by the simulator (seed 498): the segment that was gone already could never be freed, nor any after it.
+#[test]
+fn a_segment_whose_removal_is_not_durable_is_freed_the_next_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LogOptions {
+        segment_bytes: SEGMENT_BYTES,
+        spare_segments: 0,
+    };
+    let open = |options| EpochLog::open_or_create(dir.path(), "vm", &disks(), options);
+    let mut log = open(options).unwrap().0;
+    let generation = log.state().generation;
+    let commit_large = |log: &mut EpochLog| {
+        let next = log.state().committed.next();
+        let data = pattern(30_000, 1);
+        let extent = Extent {
+            disk: 0,
+            offset: 0,
+            len: data.len() as u64,
+            content: Content::Data(&data),
+        };
+        log.append(generation, next, &[extent]).unwrap();
+        log.commit(generation, next, None).unwrap();
+        next
+    };
+    commit_large(&mut log);
+    let applied = commit_large(&mut log);
+    faults::start(None);
+    let whole = log.state().clone();
+    faults::stop();
+    // The changes of `mark_applied`: the record, its sync, then for each segment its removal and a sync of the directory.
+    faults::start(Some((3, EIO)));
+    let failed = log.mark_applied(applied);
+    let ops = faults::stop();
+    assert!(matches!(ops.last(), Some(faults::Op::SyncDir)), "{ops:?}");
+    assert!(failed.is_err() && !log.is_poisoned() && whole.applied < applied);
+    let next = commit_large(&mut log);
+    log.mark_applied(next).unwrap();
 }
 
 #[test]

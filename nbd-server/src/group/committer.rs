@@ -439,7 +439,8 @@ impl Committer {
         };
         if let Err(error) = self.log.mark_applied(epoch) {
             self.shared.note_error(Part::Log, with_sources(&error));
-            if !matches!(error, LogError::Full { .. }) {
+            // What could only not free its segments is tried again: the images have the epoch, and its memory can go.
+            if self.log.is_poisoned() {
                 self.applied = None;
             }
             return Err(error.into());

@@ -102,6 +102,11 @@ impl Stepped {
         }
     }
 
+    /// What fails now.
+    pub fn last_error(&self) -> Option<String> {
+        self.group.shared.last_error()
+    }
+
     /// Whether the committer has come to its end.
     pub fn is_over(&self) -> bool {
         self.committer.is_none()

@@ -90,9 +90,14 @@ impl World<'_> {
             return Ok(());
         };
         let commits = gateway.turn(self.now, &mut self.random);
+        let error = gateway.stepped.last_error();
         self.trace.note(
             self.now,
-            format_args!("turn {}", if commits { "commit" } else { "apply" }),
+            format_args!(
+                "turn {} {}",
+                if commits { "commit" } else { "apply" },
+                error.unwrap_or_default()
+            ),
         );
         self.after_change()
     }
@@ -568,7 +573,8 @@ impl World<'_> {
                     }
                     export.write_now(offset, &data)
                 };
-                if self.storage.disk.is_dead() || wrote == Err(IoError::Io) {
+                let through = self.ledger.standing.gate == Gate::Through;
+                if through && (self.storage.disk.is_dead() || wrote == Err(IoError::Io)) {
                     for place in request.place..request.place + request.count {
                         self.ledger.may_have_written(place, stamp);
                     }
