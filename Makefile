@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check guest setup qemu10 bench build clean-runtime fuzz model
+.PHONY: help demo test check guest setup qemu10 bench build clean-runtime fuzz model simulate
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -33,6 +33,9 @@ fuzz: ## every fuzz target for so long each (SECONDS=60)
 
 model: setup ## explore the commit protocol, the table of docs/testing.md (ARGS="--faults 3 --seconds 3600")
 	@cargo run --quiet --package model -- $(ARGS)
+
+simulate: setup ## run the deterministic simulator (SEEDS=1000, ARGS="--start 5000")
+	@cargo run --quiet --release --package simulator -- --seeds $(or $(SEEDS),1000) $(ARGS)
 
 build: setup ## the command epochgate, as it is meant to be run
 	@cargo build --release --package epochgate

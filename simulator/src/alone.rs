@@ -7,8 +7,9 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use epoch_log::LogError;
 use nbd_server::export::{Cutter, Export, IoError};
-use nbd_server::group::{Clear, DiskExport, Flush, GroupMode};
+use nbd_server::group::{Clear, DiskExport, Flush, GroupMode, OpenError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -55,6 +56,10 @@ struct Alone<'a> {
     /// The last crash was one of the power.
     power_lost: bool,
     broken: bool,
+    /// A bit of the log was flipped: it may be damaged, but only aloud.
+    flipped: bool,
+    /// Nothing can go on.
+    over: bool,
 }
 
 /// Runs one seed.
@@ -83,6 +88,8 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         sync_failed: false,
         power_lost: true,
         broken: false,
+        flipped: false,
+        over: false,
     };
     alone
         .trace
@@ -91,7 +98,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
     let end = alone.random.random_range(100_000..600_000);
     let mut next_fault = alone.random.random_range(5_000..100_000);
     let mut next_op = 0;
-    while alone.now < end {
+    while alone.now < end && !alone.over {
         let due = alone.gateway.as_ref().and_then(Gateway::due);
         alone.now = next_op.min(next_fault).min(due.unwrap_or(u64::MAX));
         if due == Some(alone.now) {
@@ -116,6 +123,16 @@ impl Alone<'_> {
                     self.attach()?;
                     let disk = self.host.disk.clone();
                     return disk.undisturbed(|| self.compare());
+                }
+                Err(OpenError::Log {
+                    source: LogError::Damaged(damage),
+                    ..
+                }) if self.flipped => {
+                    self.trace
+                        .note(self.now, format_args!("the damage is named: {damage}"));
+                    self.trace.reach("damage named");
+                    self.over = true;
+                    return Ok(());
                 }
                 Err(error) if self.host.disk.figures().1 > 0 || self.host.disk.is_dead() => {
                     self.trace
@@ -452,7 +469,7 @@ impl Alone<'_> {
     }
 
     fn fault(&mut self) -> Result<(), Violation> {
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..11) {
             0..3 => {
                 let changes = self.random.random_range(0..25);
                 self.trace
@@ -476,6 +493,11 @@ impl Alone<'_> {
                 Ok(())
             }
             8 => self.stop(),
+            9 if !self.flipped => {
+                self.flipped = self.host.disk.flip_bit();
+                self.trace.fault(self.now, "flipped bit", format_args!(""));
+                self.crash(false)
+            }
             _ => {
                 self.host.disk.make_room();
                 if self.broken {
@@ -520,9 +542,15 @@ impl Alone<'_> {
     }
 
     fn finish(&mut self) -> Result<(), Violation> {
+        if self.over {
+            return Ok(());
+        }
         self.host.disk.heal();
         self.host.disk.die_after(None);
         self.stop()?;
+        if self.over {
+            return Ok(());
+        }
         self.stop()?;
         let stamps = self.host.image_stamps();
         for (place, sectors) in stamps.iter().enumerate() {

@@ -481,8 +481,10 @@ impl StorageFile for SimFile {
     }
 
     fn write_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let bytes = slices.iter().flat_map(|slice| slice.iter().copied());
-        let bytes = bytes.collect();
+        let mut bytes = Vec::with_capacity(slices.iter().map(|slice| slice.len()).sum());
+        for slice in slices.iter() {
+            bytes.extend_from_slice(slice);
+        }
         self.disk.state().write(self.id, offset, bytes)
     }
 
