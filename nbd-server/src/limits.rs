@@ -27,7 +27,7 @@ pub struct Limits {
     pub max_in_flight_bytes_in_all: usize,
     /// Requests of one connection on workers at once. One client with slow storage must not take all workers.
     pub max_workers_per_connection: usize,
-    /// Worker threads of the server. They start on demand and end when idle.
+    /// Worker threads of the server. They start on demand and end when idle. With none, each connection waits for storage itself.
     pub max_workers: usize,
     /// At a stop: how long a client in its handshake may still ask and be told of the stop, before it is disconnected.
     pub shutdown_linger: Duration,

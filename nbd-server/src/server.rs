@@ -23,11 +23,11 @@ pub use listener::ListenError;
 pub(crate) use listener::{SocketFile, bind_for_owner};
 
 use crate::access::{Client, Peer};
-use crate::connection::{self, Context, PollSlots, Pool, Socket, Workers};
+use crate::connection::{self, ConnectionError, Context, PollSlots, Pool, Socket, Workers};
 use crate::export::ExportDirectory;
 use crate::limits::Limits;
 use crate::policy::Policy;
-use connections::Connections;
+use connections::{Connections, Entered};
 use listener::Listener;
 
 /// After a failed accept (no file descriptors are left, say) the listener waits this long, rather than spin.
@@ -111,6 +111,20 @@ impl Server {
         listeners.push(Listening { stop, thread });
         tracing::info!(address = %bound, "listening");
         Ok(bound)
+    }
+
+    /// Serves a stream socket that is connected already, one of a pair say, on this thread and to its end. `peer` is whom rules about sockets
+    /// take the client for.
+    ///
+    /// # Errors
+    /// Why it ended other than by the client's goodbye, or that there are too many connections.
+    pub fn serve_connected(&self, socket: OwnedFd, peer: Peer) -> Result<(), ConnectionError> {
+        let socket = Arc::new(Socket::new(socket));
+        let entered = self
+            .connections
+            .enter(&socket, &self.context.limits)
+            .ok_or_else(|| ConnectionError::Socket(io::ErrorKind::ConnectionRefused.into()))?;
+        serve(socket, peer, &self.context, &entered)
     }
 
     /// Replaces the policy for connections that come from now on. Those that are open keep the one that they began with.
@@ -227,18 +241,24 @@ fn start(fd: OwnedFd, peer: Peer, name: String, context: &Context, connections: 
     let spawned = std::thread::Builder::new()
         .name("nbd-connection".into())
         .stack_size(CONNECTION_STACK)
-        .spawn(move || {
-            let admit =
-                |client: &Client| entered.admit(client, context.limits.max_connections_per_client);
-            match connection::serve(socket, peer, &context, &entered.standing, &admit) {
-                Ok(()) => tracing::debug!(peer = name, "a connection has ended"),
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::info!(peer = name, %error, cause, "a connection has failed");
-                }
+        .spawn(move || match serve(socket, peer, &context, &entered) {
+            Ok(()) => tracing::debug!(peer = name, "a connection has ended"),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::info!(peer = name, %error, cause, "a connection has failed");
             }
         });
     if let Err(error) = spawned {
         tracing::warn!(%error, "cannot start a thread for a connection; it is refused");
     }
+}
+
+fn serve(
+    socket: Arc<Socket>,
+    peer: Peer,
+    context: &Context,
+    entered: &Entered,
+) -> Result<(), ConnectionError> {
+    let admit = |client: &Client| entered.admit(client, context.limits.max_connections_per_client);
+    connection::serve(socket, peer, context, &entered.standing, &admit)
 }

@@ -36,10 +36,10 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// At most `max_threads` threads, at least one.
+    /// At most `max_threads` threads. With none, whoever has something to be done does it.
     pub fn new(max_threads: usize) -> Arc<Self> {
         Arc::new(Self {
-            max_threads: max_threads.max(1),
+            max_threads,
             state: Mutex::new(State::default()),
             wake: Condvar::new(),
         })
@@ -50,6 +50,10 @@ impl Workers {
     }
 
     fn enqueue(self: &Arc<Self>, lane: Arc<Lane>, job: Job) {
+        if self.max_threads == 0 {
+            run(self, &lane, job);
+            return;
+        }
         let mut state = self.lock();
         state.queue.push_back((lane, job));
         if state.queue.len() <= state.idle || state.threads >= self.max_threads {
@@ -203,6 +207,18 @@ mod tests {
         let (done, finished) = mpsc::channel();
         lane.submit(move || done.send(()).unwrap());
         finished.recv().unwrap();
+    }
+
+    #[test]
+    fn without_threads_the_caller_does_the_work() {
+        let lane = Lane::new(Workers::new(0), 1);
+        let caller = std::thread::current().id();
+        let (done, finished) = mpsc::channel();
+        for _ in 0..3 {
+            let done = done.clone();
+            lane.submit(move || done.send(std::thread::current().id()).unwrap());
+        }
+        assert_eq!(finished.try_iter().collect::<Vec<_>>(), [caller; 3]);
     }
 
     #[test]
