@@ -16,6 +16,10 @@ pub const MAX_ID: usize = 128;
 /// Longest reason kept with a generation in bytes, what is left of the sector. Longer ones are cut, they only inform.
 pub const MAX_REASON: usize = 80;
 
+/// Highest number of an epoch, generation, segment or state record that is taken for one: there is always room for further ones. At a
+/// million a second they last for 290,000 years.
+pub const MAX_NUMBER: u64 = u64::MAX >> 1;
+
 /// Most disks in a group: keeps a segment header below 32 KiB.
 pub const MAX_DISKS: usize = 256;
 

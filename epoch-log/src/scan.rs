@@ -67,14 +67,16 @@ pub(crate) fn scan(
     };
     let mut before: Option<u64> = None;
     for &number in numbers {
-        for missing in before.map_or(number, |before| before + 1)..number {
-            scan.fold.damaged(
-                Position {
-                    segment: missing,
-                    offset: 0,
-                },
-                DamageKind::SegmentMissing,
-            );
+        // However many are missing, the first of them is named.
+        if let Some(missing) = before
+            .map(|before| before + 1)
+            .filter(|next| *next < number)
+        {
+            let at = Position {
+                segment: missing,
+                offset: 0,
+            };
+            scan.fold.damaged(at, DamageKind::SegmentMissing);
         }
         before = Some(number);
         scan.segment(number, writable)?;
@@ -299,7 +301,8 @@ impl<'a> Window<'a> {
     fn get(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
         let wanted = offset.saturating_add(len as u64).min(self.len);
         if offset < self.start || wanted > self.start + self.bytes.len() as u64 {
-            self.bytes.resize(len.max(WINDOW_BYTES), 0);
+            let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+            self.bytes.resize(len.max(WINDOW_BYTES).min(left), 0);
             let got = self.file.read_at(&mut self.bytes, offset)?;
             self.bytes.truncate(got);
             self.start = offset;

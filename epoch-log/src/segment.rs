@@ -7,6 +7,7 @@ use crate::{
     LogError,
     disk::{LogDir, LogFile},
     format::{HeaderError, MAX_HEADER_BYTES, SegmentHeader, SegmentKey, VERSION},
+    limits::MAX_NUMBER,
 };
 
 const SUFFIX: &str = ".seg";
@@ -152,6 +153,7 @@ pub(crate) fn list(dir: &LogDir) -> io::Result<Listing> {
         } else if let Some(number) = name
             .strip_suffix(SUFFIX)
             .and_then(|stem| stem.parse::<u64>().ok())
+            && number <= MAX_NUMBER
             && file_name(number) == name
         {
             listing.segments.push(number);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Epoch, ExtentKind, Generation, Holder, LogState, Mode,
-    limits::{COPY_DISTANCE, MAX_EXTENTS, MAX_ID, MAX_PAYLOAD, MAX_REASON, SECTOR},
+    limits::{COPY_DISTANCE, MAX_EXTENTS, MAX_ID, MAX_NUMBER, MAX_PAYLOAD, MAX_REASON, SECTOR},
 };
 
 const MAGIC: [u8; 8] = *b"EPGRECO1";
@@ -312,13 +312,19 @@ pub(super) fn take_state(take: &mut Take<'_>) -> Option<LogState> {
         },
         _ => return None,
     };
-    (applied <= committed).then_some(LogState {
+    let numbers = [generation.0, committed.0, since.0];
+    (applied <= committed && can_be(&numbers)).then_some(LogState {
         generation,
         owner,
         mode,
         committed,
         applied,
     })
+}
+
+/// Whether numbers are such that others can follow.
+pub(super) fn can_be(numbers: &[u64]) -> bool {
+    numbers.iter().all(|number| *number <= MAX_NUMBER)
 }
 
 /// Length of the record header that begins with `first`, if it can be one at all.
@@ -385,7 +391,7 @@ fn take_fixed(take: &mut Take<'_>, key: &SegmentKey, at: Position) -> Option<Fix
     if place != at || log_id != key.log_id {
         return None;
     }
-    Some(Fixed {
+    let fixed = Fixed {
         kind,
         copy,
         count,
@@ -395,7 +401,9 @@ fn take_fixed(take: &mut Take<'_>, key: &SegmentKey, at: Position) -> Option<Fix
         payload_len: take.u64()?,
         payload_sum: take.u64()?,
         sequence: take.u64()?,
-    })
+    };
+    let numbers = [fixed.generation.0, fixed.epoch.0, fixed.sequence];
+    can_be(&numbers).then_some(fixed)
 }
 
 fn take_data(take: &mut Take<'_>, fixed: &Fixed, header_sum: u64) -> Option<DataRecord> {

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     LogId, SegmentKey, VERSION,
     bytes::{Take, put_text, short_len},
-    record::{put_state, take_state},
+    record::{can_be, put_state, take_state},
 };
 use crate::{
     DiskIdentity, LogState,
@@ -141,6 +141,9 @@ impl SegmentHeader {
         let salt = take.u64()?;
         let log_id: LogId = take.array()?;
         let sequence = take.u64()?;
+        if !can_be(&[segment, sequence]) {
+            return None;
+        }
         let state = take_state(take)?;
         let len = take.u8()?;
         let group = take.text(len.into(), MAX_NAME)?;

@@ -18,16 +18,20 @@ fn at(offset: u64) -> Position {
     Position { segment: 3, offset }
 }
 
+fn number() -> impl Strategy<Value = u64> {
+    0..=crate::limits::MAX_NUMBER
+}
+
 fn state() -> impl Strategy<Value = LogState> {
     let id = prop::option::of("[a-z]{1,128}");
     (
-        any::<u64>(),
+        number(),
         id.clone(),
         any::<bool>(),
         id,
-        any::<u64>(),
-        any::<u64>(),
-        any::<u64>(),
+        number(),
+        number(),
+        number(),
     )
         .prop_map(|(generation, owner, asynchronous, standby, since, a, b)| {
             let holder = standby.map(|standby| Holder {
@@ -60,7 +64,7 @@ fn state_record() -> impl Strategy<Value = StateRecord> {
     ];
     (
         prop::sample::select(kinds.to_vec()),
-        any::<u64>(),
+        number(),
         state(),
         any::<[u64; 3]>(),
         "[a-z ]{0,80}",
@@ -114,7 +118,7 @@ proptest! {
     #[test]
     fn data_records_come_back(
         entries in prop::collection::vec((any::<u16>(), 0_u8..4, any::<u64>(), 1_u64..1000), 0..60),
-        epoch in any::<u64>(),
+        epoch in number(),
     ) {
         let kinds = [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Trim, ExtentKind::Hole];
         let extents: Vec<ExtentEntry> = entries.into_iter()
@@ -159,6 +163,30 @@ proptest! {
         prop_assert!(SegmentHeader::decode(&bytes, 3).is_err());
         prop_assert_eq!(Record::decode(&bytes, &key(), at(0), 0), None);
         let _len = peek_header_len(&bytes);
+    }
+}
+
+#[test]
+fn numbers_that_leave_no_room_for_others_are_none() {
+    let most = crate::limits::MAX_NUMBER;
+    for (sequence, generation, readable) in [
+        (most, most, true),
+        (most + 1, 1, false),
+        (1, most + 1, false),
+    ] {
+        let record = StateRecord {
+            kind: StateKind::Generation,
+            sequence,
+            state: LogState {
+                generation: Generation(generation),
+                ..LogState::new()
+            },
+            chain: Chain::default(),
+            reason: String::new(),
+        };
+        let bytes = encode_state(&key(), 0, &record);
+        let found = Record::decode(&bytes[..512], &key(), at(0), 0);
+        assert_eq!(found.is_some(), readable, "{sequence} {generation}");
     }
 }
 
