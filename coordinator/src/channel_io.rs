@@ -35,7 +35,7 @@ pub enum ChannelError {
 }
 
 /// Reads one frame, checked. Payload memory is allocated only after the header's checksum and bounds are good.
-pub(crate) async fn read_frame(reader: &mut Reader) -> Result<Frame, ChannelError> {
+pub async fn read_frame(reader: &mut Reader) -> Result<Frame, ChannelError> {
     let mut raw = [0; HEADER_BYTES];
     reader.read_exact(&mut raw).await.map_err(ended)?;
     let header = Header::decode(&raw)?;

@@ -19,7 +19,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a source says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub struct Hello {
     /// Name of the VM.
     pub vm: String,
     /// Id of the source: its owner id at the gateway.
@@ -32,7 +32,7 @@ pub(crate) struct Hello {
 
 /// What a standby answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Welcome {
+pub struct Welcome {
     /// Id of the standby: the id it parked with at the gateway.
     pub standby: String,
 }
@@ -147,7 +147,11 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes, HandshakeError> {
     Ok(json.into())
 }
 
-fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, HandshakeError> {
+/// A greeting, from the payload of its frame.
+///
+/// # Errors
+/// [`HandshakeError::Unexpected`].
+pub fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, HandshakeError> {
     serde_json::from_slice(payload)
         .map_err(|e| HandshakeError::Unexpected(format!("a greeting that can't be read: {e}")))
 }

@@ -1,7 +1,16 @@
-//! What the fuzz targets do with their input, and what must be true then. The functions are here and not in the targets, so that
-//! `nbd-server/tests/fuzz_inputs.rs` can run them on the seeds and on every input that once failed, without a fuzzer.
+//! What the fuzz targets do with their input, and what must be true then. The functions are here and not in the targets
+//! (`libfuzzer/`), so that `tests/fuzz_inputs.rs` can run them on the seeds and on every input that once failed, without a fuzzer.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "a panic is how a target says that something is wrong"
+)]
 
+pub mod checkpoint;
+pub mod configuration;
 pub mod control;
+pub mod log;
 pub mod negotiation;
 pub mod replies;
 pub mod session;

@@ -2,6 +2,10 @@
 //! exactly one whole reply to each, whatever comes behind them.
 //!
 //! Input: three bytes that choose the export, what is negotiated, and the cut; then records, see [`Stream::record`].
+//!
+//! A plan without the bit [`THREADS`] has the server on the thread of the fuzzer and without workers: all that the client sends is in the
+//! socket before it begins, and all that it answers has room there. That takes no thread and no waiting, so it is many times faster. With
+//! the bit, client, connection and workers are threads beside each other, behind a listener, as in life.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -12,6 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nbd_server::access::Peer;
 use nbd_server::agreed::Headers;
 use nbd_server::export::{
     BlockExtent, Cutter, Export, ExportDirectory, ExportInfo, ExportListing, HeldExtent, IoError,
@@ -19,14 +24,21 @@ use nbd_server::export::{
 };
 use nbd_server::limits::Limits;
 use nbd_server::server::{ListenAddress, Server};
+use rustix::net::sockopt;
 
-use crate::replies::{self, Asked, BLOCK_STATUS};
+use crate::replies::{self, Asked, BLOCK_STATUS, READ};
 
 const SIZE: u64 = 256 << 10;
 /// Longer than any input takes: then the server hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes that one input may have transferred each way.
-const BUDGET: u64 = 1 << 20;
+/// Bytes that one input may have transferred, both ways together.
+const BUDGET: u64 = 2 << 20;
+/// The same where all of it has to fit into the buffers of a socket, which the kernel gives 416 KiB, both ways alike.
+const BUDGET_ALONE: u64 = 300 << 10;
+/// What a request may take of such a buffer beyond its data, answer or not.
+const OVERHEAD: u64 = 1500;
+/// The bit of the plan that asks for threads.
+const THREADS: u8 = 0x20;
 
 const WRITE: u16 = 1;
 const DISC: u16 = 2;
@@ -119,7 +131,7 @@ impl Export for Memory {
 
     fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<BlockExtent>, IoError> {
         self.fail(offset)?;
-        let step = 1 + offset % 9000;
+        let step = status_step(offset);
         let count = len.div_ceil(step).min(max as u64);
         let extent = |index: u64| match (offset + index) % 3 {
             0 => BlockExtent::hole(step),
@@ -132,6 +144,11 @@ impl Export for Memory {
         let held = self.plan & 16 == 16;
         Ok(vec![HeldExtent { len: len + 1, held }])
     }
+}
+
+/// How long the extents are that a status has from `offset` on.
+fn status_step(offset: u64) -> u64 {
+    1 + offset % 9000
 }
 
 /// Every name is an export: its length is the plan.
@@ -147,15 +164,34 @@ impl ExportDirectory for Directory {
     }
 
     fn open(&self, name: &str, _: Cutter) -> Result<Arc<dyn Export>, OpenRefused> {
-        Ok(Arc::new(memory(name)))
+        Ok(memory(name))
     }
 }
 
-fn memory(name: &str) -> Memory {
-    Memory {
-        plan: u8::try_from(name.len()).unwrap(),
-        data: Mutex::new(vec![0x55; usize::try_from(SIZE).unwrap()]),
-    }
+/// One disk per plan. What an earlier input wrote there makes no difference: nobody looks at the content.
+fn memory(name: &str) -> Arc<Memory> {
+    const PLANS: usize = 32;
+    static DISKS: [OnceLock<Arc<Memory>>; PLANS] = [const { OnceLock::new() }; PLANS];
+    let plan = name.len() % PLANS;
+    let disk = DISKS[plan].get_or_init(|| {
+        Arc::new(Memory {
+            plan: u8::try_from(plan).unwrap(),
+            data: Mutex::new(vec![0x55; usize::try_from(SIZE).unwrap()]),
+        })
+    });
+    Arc::clone(disk)
+}
+
+/// One server without threads of its own.
+fn server() -> &'static Server {
+    static ALONE: OnceLock<Server> = OnceLock::new();
+    ALONE.get_or_init(|| {
+        let limits = Limits {
+            max_workers: 0,
+            ..Limits::default()
+        };
+        Server::new(Arc::new(Directory), limits)
+    })
 }
 
 /// One server for all inputs, as in life.
@@ -191,7 +227,11 @@ impl Stream {
             contexts: Vec::new(),
             bytes: vec![0, 0, 0, 3],
             asked: HashMap::new(),
-            budget: BUDGET,
+            budget: if plan & THREADS == 0 {
+                BUDGET_ALONE
+            } else {
+                BUDGET
+            },
         };
         let name = "x".repeat(plan.into());
         match headers {
@@ -259,6 +299,19 @@ impl Stream {
         self.request(kind, flags, offset, length, what)
     }
 
+    /// Bytes that the answer to a request may have, beyond [`OVERHEAD`].
+    fn longest_answer(&self, kind: u16, offset: u64, length: u64) -> u64 {
+        match kind {
+            // As many heads of chunks as a read may have holes.
+            READ => length + 128 * 40,
+            BLOCK_STATUS => {
+                let extents = length.div_ceil(status_step(offset)).min(8192);
+                extents * 16 * self.contexts.len() as u64
+            }
+            _ => 0,
+        }
+    }
+
     fn magic(&self) -> [u8; 4] {
         match self.headers {
             Headers::Extended => 0x21e4_1c71_u32.to_be_bytes(),
@@ -267,12 +320,12 @@ impl Stream {
     }
 
     fn request(&mut self, kind: u16, mut flags: u16, offset: u64, length: u64, fill: u8) -> bool {
-        let cost = length + 1000;
+        let extended = self.headers == Headers::Extended;
+        let cost = length + self.longest_answer(kind, offset, length) + OVERHEAD;
         if cost > self.budget {
             return false;
         }
         self.budget -= cost;
-        let extended = self.headers == Headers::Extended;
         let mut asked = Asked {
             kind,
             flags,
@@ -346,12 +399,40 @@ pub fn run(data: &[u8]) {
         ..
     } = stream;
 
-    let mut socket = UnixStream::connect(socket()).expect("the server listens");
-    socket
+    let out = if plan & THREADS == 0 {
+        alone(&bytes)
+    } else {
+        with_threads(bytes, cut)
+    };
+    let transmission = handshake(&out);
+    let left = replies::check(headers, transmission, &mut asked);
+    assert!(left.is_empty(), "the beginning of a reply at the end");
+    assert!(asked.is_empty(), "not answered: {asked:?}");
+}
+
+/// Puts all that the client sends into a socket, has the server work on it, and takes what it has answered.
+fn alone(bytes: &[u8]) -> Vec<u8> {
+    let (mut client, socket) = UnixStream::pair().expect("a pair of sockets");
+    // As much as the server's end gets for its answers.
+    sockopt::set_socket_send_buffer_size(&client, 1 << 20).expect("room in the socket");
+    client.set_nonblocking(true).expect("no waiting");
+    client.write_all(bytes).expect("room for all requests");
+    client
+        .shutdown(Shutdown::Write)
+        .expect("the end of the stream");
+    // A fault ends the connection; what it has answered until then counts.
+    let _ = server().serve_connected(socket.into(), Peer::Unknown);
+    read_all(&mut client)
+}
+
+/// Sends all in two pieces, from another thread than the one that takes the answers.
+fn with_threads(bytes: Vec<u8>, cut: u8) -> Vec<u8> {
+    let mut client = UnixStream::connect(socket()).expect("the server listens");
+    client
         .set_read_timeout(Some(PATIENCE))
         .expect("a time limit");
-    let mut to_send = socket.try_clone().expect("a second handle");
-    let out = std::thread::scope(|scope| {
+    let mut to_send = client.try_clone().expect("a second handle");
+    std::thread::scope(|scope| {
         scope.spawn(move || {
             let (first, second) = bytes.split_at(bytes.len() * usize::from(cut) / 256);
             // The server may have closed already, after a goodbye or at garbage.
@@ -359,19 +440,19 @@ pub fn run(data: &[u8]) {
             let _ = to_send.write_all(second);
             let _ = to_send.shutdown(Shutdown::Write);
         });
-        let mut out = Vec::new();
-        match socket.read_to_end(&mut out) {
-            Ok(_) => {}
-            // What the server did not read makes its close a reset.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-            Err(error) => panic!("the server hangs: {error}"),
-        }
-        out
-    });
-    let transmission = handshake(&out);
-    let left = replies::check(headers, transmission, &mut asked);
-    assert!(left.is_empty(), "the beginning of a reply at the end");
-    assert!(asked.is_empty(), "not answered: {asked:?}");
+        read_all(&mut client)
+    })
+}
+
+fn read_all(client: &mut UnixStream) -> Vec<u8> {
+    let mut out = Vec::new();
+    match client.read_to_end(&mut out) {
+        Ok(_) => {}
+        // What the server did not read makes its close a reset.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("the server hangs: {error}"),
+    }
+    out
 }
 
 /// Skips the answers of the handshake.

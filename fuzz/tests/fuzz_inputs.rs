@@ -11,21 +11,11 @@ use std::path::Path;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-// The modules find each other by `crate::`, here as in the fuzzer's own crate.
-#[path = "../fuzz/src/control.rs"]
-mod control;
-#[path = "../fuzz/src/negotiation.rs"]
-mod negotiation;
-#[path = "../fuzz/src/replies.rs"]
-mod replies;
-#[path = "../fuzz/src/session.rs"]
-mod session;
-#[path = "../fuzz/src/transmission.rs"]
-mod transmission;
+use fuzz_targets::{checkpoint, configuration, control, log, negotiation, session, transmission};
 
 /// The inputs that are kept for a target.
 fn kept(target: &str) -> Vec<(String, Vec<u8>)> {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut inputs = Vec::new();
     for folder in ["seeds", "failed"] {
         let Ok(entries) = std::fs::read_dir(fuzz.join(folder).join(target)) else {
@@ -88,10 +78,37 @@ fn the_requests_take_every_kept_input() {
 
 #[test]
 fn a_whole_server_takes_every_kept_input() {
-    runs("session", session::run, 1_000);
+    runs("session", session::run, 10_000);
+}
+
+#[test]
+fn a_server_with_threads_takes_every_kept_input() {
+    let with_threads = |input: &[u8]| {
+        let mut input = input.to_vec();
+        if let Some(plan) = input.first_mut() {
+            *plan |= 0x20;
+        }
+        session::run(&input);
+    };
+    runs("session", with_threads, 1_000);
 }
 
 #[test]
 fn the_control_api_takes_every_kept_input() {
     runs("control", control::run, 20_000);
+}
+
+#[test]
+fn the_checkpoint_channel_takes_every_kept_input() {
+    runs("checkpoint", checkpoint::run, 50_000);
+}
+
+#[test]
+fn the_log_takes_every_kept_input() {
+    runs("log", log::run, 10_000);
+}
+
+#[test]
+fn the_configurations_take_every_kept_input() {
+    runs("configuration", configuration::run, 5_000);
 }

@@ -66,6 +66,7 @@ fn quoted(cell: &str) -> Vec<&str> {
 fn every_feature_names_tests_that_exist() {
     let mut tests = tests_in(&workspace().join("tests/tests"));
     tests.extend(tests_in(&workspace().join("nbd-server/tests")));
+    tests.extend(tests_in(&workspace().join("fuzz/tests")));
     assert!(tests.contains("documentation::every_feature_names_tests_that_exist"));
 
     let text = std::fs::read_to_string(workspace().join("docs/nbd.md")).unwrap();

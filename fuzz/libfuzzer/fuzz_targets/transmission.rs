@@ -1,6 +1,6 @@
-//! Fuzz target; what it does and checks is in `src/transmission.rs`.
+//! Fuzz target; what it does and checks is in `src/transmission.rs` of the package above.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| nbd_server_fuzz::transmission::run(data));
+fuzz_target!(|data: &[u8]| fuzz_targets::transmission::run(data));
