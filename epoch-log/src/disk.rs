@@ -12,9 +12,10 @@ use std::{
 
 use rustix::io::Errno;
 
+use crate::LogError;
 #[cfg(test)]
 use crate::faults::{self, Op};
-use crate::storage::{Directory, Storage, StorageFile};
+use crate::storage::{Directory, Storage, StorageFile, StorageLock};
 
 /// What a bad sector makes unreadable: the page cache reads no less than this.
 const READ_BLOCK: u64 = 4096;
@@ -41,6 +42,11 @@ impl LogDir {
     /// Path of the directory.
     pub fn path(&self) -> &Path {
         self.storage.path()
+    }
+
+    /// Takes it for one log alone, until the lock is dropped.
+    pub fn lock(&self) -> Result<Box<dyn StorageLock>, LogError> {
+        self.storage.lock()
     }
 
     /// Bytes that were never given out before.

@@ -254,7 +254,7 @@ impl fmt::Display for Size {
 
 /// A place in the committed part of the log that can't be trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("the epoch log is damaged in segment {segment} at byte {offset}{}: {what}; restore it from a copy, or check the disk", in_epoch(*epoch))]
+#[error("the epoch log is damaged in segment {segment} at byte {offset}{}: {what}; nothing was changed: `epochgate log verify` says what is left and what can be done", in_epoch(*epoch))]
 pub struct Damage {
     /// Number of the segment.
     pub segment: u64,
@@ -268,6 +268,31 @@ pub struct Damage {
 
 fn in_epoch(epoch: Option<Epoch>) -> String {
     epoch.map_or_else(String::new, |epoch| format!(" (epoch {epoch})"))
+}
+
+impl DamageKind {
+    /// What it means for whoever has the log, in one sentence.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::SegmentHeader => {
+                "none of what this segment file holds can be read, whatever is left of it"
+            }
+            Self::SegmentMissing => "whatever this segment file held is gone",
+            Self::SegmentForeign => {
+                "somebody has put a file of another log in the place of this one's"
+            }
+            Self::DataMissing | Self::DataChecksum => {
+                "the guest was told that this data is on disk, and the image does not have it yet"
+            }
+            Self::Unreadable => {
+                "the disk reports an I/O error there, so whether an epoch was committed there is not known"
+            }
+            Self::StateMissing => {
+                "a commit, a takeover or a change of the mode was recorded there, and both copies are gone"
+            }
+        }
+    }
 }
 
 /// What is wrong at a damaged place.

@@ -10,6 +10,7 @@ use crate::{
     disk::LogDir,
     format::{Position, Record},
     recovery::EpochData,
+    salvage::{self, Salvage},
     scan::{Scanned, scan},
     segment,
 };
@@ -90,6 +91,9 @@ pub struct Verdict {
     pub repairable: Vec<DamagedSector>,
     /// Bytes of records at the end that were never committed. Opening the log cuts them; they are not damage.
     pub uncommitted_bytes: u64,
+    /// Of a damaged log, what is left of it. None also where no segment has a readable header.
+    #[serde(default)]
+    pub salvage: Option<Salvage>,
 }
 
 /// A sector that has a second copy.
@@ -173,7 +177,12 @@ pub fn verify(dir: &Path) -> Result<Verdict, LogError> {
         segment: at.segment,
         offset: at.offset,
     };
+    let salvage = match scanned.outcome.damages.is_empty() {
+        true => None,
+        false => salvage::report(dir).ok(),
+    };
     Ok(Verdict {
+        salvage,
         damages: scanned.outcome.damages,
         repairable: scanned
             .repairs

@@ -21,7 +21,7 @@
 //! sectors of their own, numbered so that a missing one is noticed.
 //!
 //! Where to read on: [`EpochLog`] for the rules, `format` for the bytes, `recovery` for what a crash leaves, [`inspect`] for looking
-//! at a log from outside, [`apply`] for bringing an extent to an image.
+//! at a log from outside, [`rollback`] for what can be done about a damaged one, [`apply`] for bringing an extent to an image.
 //!
 //! What the log can't notice: a copy of its directory from an earlier time, a newest segment that somebody has removed or cut,
 //! and the loss of both copies of the very last state record while nothing follows it. From the inside these look like an
@@ -44,6 +44,8 @@ mod open;
 mod recovery;
 mod replay;
 mod reserve;
+pub mod rollback;
+mod salvage;
 mod scan;
 mod segment;
 mod segments;
@@ -60,4 +62,5 @@ pub use extent::{Content, Extent, ExtentKind};
 pub use ids::{Epoch, Generation};
 pub use log::{EpochLog, LogOptions};
 pub use open::Recovered;
+pub use salvage::{DiskChange, EpochLeft, Salvage};
 pub use state::{DiskIdentity, Holder, LogState, Mode};

@@ -11,10 +11,10 @@ use crate::{
     inspect, scan::scan, segment,
 };
 
-type Files = BTreeMap<String, Vec<u8>>;
+pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// A log of several segments with applied, unapplied and uncommitted epochs.
-fn sample() -> (Files, Durable) {
+pub fn sample() -> (Files, Durable) {
     let dir = tempfile::tempdir().unwrap();
     let mut slot = Some(open(dir.path()).unwrap().0);
     let mut call = |call: Call| run(&mut slot, dir.path(), &call).unwrap();
@@ -58,7 +58,7 @@ fn sample() -> (Files, Durable) {
 }
 
 /// Start of every record and header of a log.
-fn records(dir: &Path) -> Vec<Position> {
+pub fn records(dir: &Path) -> Vec<Position> {
     let log_dir = LogDir::open(dir).unwrap();
     let listing = segment::list(&log_dir).unwrap();
     let mut starts: Vec<Position> = listing

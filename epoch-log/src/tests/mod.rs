@@ -6,4 +6,5 @@ mod errors;
 mod forgetful;
 mod history;
 mod model;
+mod rollback;
 mod rules;
