@@ -252,8 +252,10 @@ pub(crate) struct ExportResizeArgs {
 pub(crate) enum LogCommand {
     /// List the segments and records of a log, without changing anything.
     Inspect(LogArgs),
-    /// Check every checksum of a log, without changing anything. Exit code 1 if it is damaged.
+    /// Check every checksum of a log, without changing anything. Exit code 1 if it is damaged; then it says what is left.
     Verify(LogArgs),
+    /// Take a damaged log back to the last epoch before the damage. What was committed after it is lost.
+    Recover(RecoverArgs),
     /// Accept moved or copied images as those that the log belongs to, if nothing is left to apply.
     Rebind(RebindArgs),
 }
@@ -262,6 +264,24 @@ pub(crate) enum LogCommand {
 pub(crate) struct LogArgs {
     /// Directory of the log.
     pub log: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Directory of the log. No gateway may have it open.
+    pub log: PathBuf,
+    /// The epoch to go back to. `log verify` names the last one that can be had.
+    #[arg(long, value_name = "EPOCH")]
+    pub to: u64,
+    /// Do it. Without it, what would be lost is shown, and nothing is changed.
+    #[arg(long)]
+    pub yes: bool,
+    /// Only show what would be lost; that is exit code 0 then.
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
     /// As JSON.
     #[arg(long)]
     pub json: bool,

@@ -376,8 +376,32 @@ fn a_flipped_bit_in_committed_data_is_found_and_never_served() {
         segment.display()
     );
     let refused = epochgate(serve).with(1);
-    refused.says(&[&format!("damaged in segment {number}"), "restore it"]);
+    refused.says(&[
+        &format!("damaged in segment {number}"),
+        &format!("`epochgate log verify {log}`"),
+        "`epochgate log recover`",
+    ]);
+
+    // What is committed is given up by an explicit command only, and only as far as it has to be.
+    let recover = ["log", "recover", &log, "--to"];
+    let ask = |more: &[&str]| epochgate(recover.iter().chain(more));
+    ask(&["1", "--yes"]).with(1).says(&["0 is the last epoch"]);
+    ask(&["0"]).with(1).says(&["nothing was changed", "--yes"]);
+    let plan = ask(&["0", "--dry-run"]).with(0);
+    assert!(plan.out.contains("lost: epoch 1\n"), "{}", plan.out);
     assert_eq!(snapshot::of(dir.path()), before, "something was changed");
+    let done = ask(&["0", "--yes", "--json"]).with(0);
+    let done: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((&done["done"], &done["lost"]), (&true.into(), &1.into()));
+    epochgate(["log", "verify", &log]).with(0);
+    let aside = format!("{}.damaged", segment.display());
+    assert!(Path::new(&aside).is_file(), "{done}");
+    let mut gateway = Process::epochgate("recovered", dir.path(), serve, &[]);
+    wait_for_socket(&socket, &mut gateway);
+    let read = ["-f", "raw", "-c", "read -P 0 64k 128k", &url];
+    let read = epochgate_tests::command::run("qemu-io", read);
+    assert!(!read.with(0).out.contains("failed"), "the epoch is back");
+    gateway.stop();
 }
 
 /// Flips one bit where `pattern` is found in a segment; returns the segment, its number and the byte.

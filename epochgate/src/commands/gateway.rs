@@ -20,6 +20,9 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         for advice in config.advice() {
             eprintln!("{advice}");
         }
+        for advice in config.storage_advice() {
+            eprintln!("{advice}");
+        }
         println!("{} is right", args.config.display());
         return Ok(ExitCode::SUCCESS);
     }
@@ -35,7 +38,7 @@ pub(crate) fn serve(config: &GatewayConfig, file: Option<&Path>) -> anyhow::Resu
     let bar = recovery_bar();
     let gateway = Gateway::start_with(config, &mut |progress| show(&bar, progress));
     bar.finish_and_clear();
-    let gateway = gateway.map_err(explain)?;
+    let gateway = gateway.map_err(|error| explain(error, config))?;
     for address in gateway.addresses() {
         tracing::info!(%address, "serving");
     }
@@ -107,7 +110,7 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
 }
 
 /// Which errors are the user's to mend.
-fn explain(error: GatewayError) -> anyhow::Error {
+fn explain(error: GatewayError, config: &GatewayConfig) -> anyhow::Error {
     let error_is_the_users = match &error {
         GatewayError::Config(_) | GatewayError::Address(_) | GatewayError::Export { .. } => true,
         GatewayError::Listen(_)
@@ -119,12 +122,32 @@ fn explain(error: GatewayError) -> anyhow::Error {
         GatewayError::Group(OpenError::Log { source, .. }) => is_the_users(source),
         GatewayError::Group(_) | GatewayError::Control(_) => false,
     };
-    let error = anyhow::Error::new(error).context("the gateway can't start");
+    let cant = match damaged_log(&error, config) {
+        Some(log) => format!(
+            "the gateway can't start (`epochgate log verify {}` says what is left, `epochgate log recover` goes on from there)",
+            log.display()
+        ),
+        None => "the gateway can't start".to_owned(),
+    };
+    let error = anyhow::Error::new(error).context(cant);
     if error_is_the_users {
         usage(error)
     } else {
         error
     }
+}
+
+/// The log that keeps a gateway from its start because it is damaged.
+fn damaged_log<'a>(error: &GatewayError, config: &'a GatewayConfig) -> Option<&'a Path> {
+    let GatewayError::Group(OpenError::Log {
+        group,
+        source: epoch_log::LogError::Damaged(_),
+    }) = error
+    else {
+        return None;
+    };
+    let named = config.groups.iter().find(|config| config.name == *group);
+    named.map(|config| config.log.as_path())
 }
 
 /// A log of other images or one that is in use is a question of configuration; a damaged one is not.
@@ -139,4 +162,35 @@ fn is_the_users(error: &epoch_log::LogError) -> bool {
             | LogError::BadName { .. }
             | LogError::BadDisks { .. }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::log_recover::tests::damaged_group;
+
+    #[test]
+    fn a_damaged_log_is_named_with_the_commands_that_help() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let group = damaged_group(dir.path())?;
+        let log = group.log.display().to_string();
+        let config = GatewayConfig {
+            listen: vec![format!("unix:{}", dir.path().join("nbd.sock").display())],
+            groups: vec![group],
+            ..GatewayConfig::default()
+        };
+        let Err(error) = Gateway::start(&config) else {
+            anyhow::bail!("it started");
+        };
+        let text = format!("{:#}", explain(error, &config));
+        for words in [
+            &format!("`epochgate log verify {log}`"),
+            "`epochgate log recover`",
+            "segment 1 at byte",
+            "(epoch 2)",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        Ok(())
+    }
 }

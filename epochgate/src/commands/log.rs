@@ -1,11 +1,14 @@
-//! `epochgate log inspect | verify | rebind`: looking into a group's epoch log. The first two change nothing.
+//! `epochgate log inspect | verify | rebind`: looking into a group's epoch log. The first two change nothing. `log recover` is in
+//! `log_recover.rs`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use epoch_log::inspect::{self, Report, Verdict};
 
 use crate::cli::{LogArgs, RebindArgs};
+use crate::commands::log_recover;
 use crate::config_file;
 use crate::exit::{Usage, usage};
 use crate::output::bytes;
@@ -25,7 +28,7 @@ pub(crate) fn verify(args: &LogArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string(&verdict)?);
     } else {
-        print_verdict(&verdict);
+        print_verdict(&args.log, &verdict);
     }
     Ok(if verdict.is_whole() {
         ExitCode::SUCCESS
@@ -136,9 +139,20 @@ fn mode(mode: &epoch_log::Mode) -> String {
     }
 }
 
-fn print_verdict(verdict: &Verdict) {
+fn print_verdict(dir: &Path, verdict: &Verdict) {
     for damage in &verdict.damages {
-        println!("DAMAGED  {damage}");
+        println!(
+            "DAMAGED  segment {} at byte {} ({:016}.seg){}: {}",
+            damage.segment,
+            damage.offset,
+            damage.segment,
+            damage
+                .epoch
+                .map(|epoch| format!(", epoch {epoch}"))
+                .unwrap_or_default(),
+            damage.what
+        );
+        println!("         {}", damage.what.meaning());
     }
     for sector in &verdict.repairable {
         println!(
@@ -154,5 +168,7 @@ fn print_verdict(verdict: &Verdict) {
     }
     if verdict.is_whole() {
         println!("whole: everything that is committed is there");
+    } else {
+        print!("{}", log_recover::advice(dir, verdict.salvage.as_ref()));
     }
 }

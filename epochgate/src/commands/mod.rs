@@ -8,6 +8,7 @@ mod demo;
 mod export;
 mod gateway;
 mod log;
+mod log_recover;
 mod protect;
 mod serve;
 mod standby;
@@ -31,6 +32,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(ExportCommand::Resize(args)) => export::resize(&args),
         Command::Log(LogCommand::Inspect(args)) => log::inspect(&args),
         Command::Log(LogCommand::Verify(args)) => log::verify(&args),
+        Command::Log(LogCommand::Recover(args)) => log_recover::recover(&args),
         Command::Log(LogCommand::Rebind(args)) => log::rebind(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
         Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),

@@ -116,6 +116,9 @@ fn print(everything: &Everything, dir: &Path, socket: &Path) {
                 bytes(export.bytes_written),
             );
         }
+        for advice in &gateway.storage {
+            println!("  storage: {advice}");
+        }
         if let Some(reload) = gateway.reload.as_ref().filter(|reload| !reload.ok) {
             println!(
                 "  TROUBLE: the last reload of the configuration changed nothing: {}",
