@@ -230,7 +230,7 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let listen = check(config)?;
         let (policy, limits) = (config.policy()?, config.limits()?);
-        config.warn();
+        let storage = config.warn();
         let mut groups = BTreeMap::new();
         for group in &config.groups {
             groups.insert(group.name.clone(), Arc::new(Group::open(group, progress)?));
@@ -240,6 +240,7 @@ impl Gateway {
             exports.insert(export.name.clone(), catalog::open_named(export)?);
         }
         let catalog = Arc::new(Catalog::new(config, groups, exports));
+        catalog.note_storage(storage);
         let directory = Arc::clone(catalog.directory());
         let server = Server::with_policy(directory as Arc<_>, limits, policy);
         let addresses = listen
@@ -305,7 +306,7 @@ impl Gateway {
                 match self.catalog.reload(&config) {
                     Ok(mut reloaded) => {
                         reloaded.for_new_connections = old.differences(&new);
-                        config.warn();
+                        self.catalog.note_storage(config.warn());
                         Ok(reloaded)
                     }
                     Err(error) => {

@@ -316,6 +316,9 @@ pub struct GatewayStatus {
     /// The last reload of the configuration file; none since the start.
     #[serde(default)]
     pub reload: Option<ReloadStatus>,
+    /// What is worth a word about the storage below logs and images, each with what to do.
+    #[serde(default)]
+    pub storage: Vec<String>,
 }
 
 /// Why a request failed, for programs.

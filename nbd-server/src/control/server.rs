@@ -169,6 +169,7 @@ async fn status(State(gate): State<Gatekeeper>) -> Json<GatewayStatus> {
             .collect(),
         exports: gate.catalog.exports(),
         reload: gate.catalog.last_reload(),
+        storage: gate.catalog.storage(),
     })
 }
 

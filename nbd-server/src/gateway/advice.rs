@@ -1,6 +1,7 @@
 //! What a configuration allows though it is seldom meant. It refuses nothing.
 
 use super::GatewayConfig;
+use crate::storage_check::storage_advice;
 use crate::tls::TlsMode;
 
 impl GatewayConfig {
@@ -30,11 +31,21 @@ impl GatewayConfig {
         advice
     }
 
-    /// Says it in the log.
-    pub(super) fn warn(&self) {
+    /// What is worth a second look about the storage below, as the system describes it now.
+    pub fn storage_advice(&self) -> Vec<String> {
+        storage_advice(self)
+    }
+
+    /// Says all of it in the log. Returns what is about storage.
+    pub(super) fn warn(&self) -> Vec<String> {
         for advice in self.advice() {
             tracing::warn!("{advice}");
         }
+        let storage = self.storage_advice();
+        for advice in &storage {
+            tracing::warn!("{advice}");
+        }
+        storage
     }
 }
 

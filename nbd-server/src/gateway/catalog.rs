@@ -101,6 +101,7 @@ pub struct Catalog {
     directory: Arc<Directory>,
     state: Mutex<State>,
     last_reload: Mutex<Option<ReloadStatus>>,
+    storage: Mutex<Vec<String>>,
 }
 
 /// What the lock of all changes guards.
@@ -156,6 +157,7 @@ impl Catalog {
             directory: Arc::new(Directory::new(contents)),
             state: Mutex::new(state),
             last_reload: Mutex::default(),
+            storage: Mutex::default(),
         }
     }
 
@@ -260,6 +262,17 @@ impl Catalog {
             .last_reload
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(ReloadStatus { ok, message, at });
+    }
+
+    /// What is worth a word about the storage below, as it was at the start or the last reload.
+    pub fn storage(&self) -> Vec<String> {
+        let storage = self.storage.lock();
+        storage.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what is worth a word about the storage below, for the status.
+    pub(super) fn note_storage(&self, advice: Vec<String>) {
+        *self.storage.lock().unwrap_or_else(PoisonError::into_inner) = advice;
     }
 
     /// No change begins after this.
