@@ -16,6 +16,16 @@ pub struct Place {
     differs: BTreeSet<String>,
 }
 
+/// A directory of our own, in memory where the system has that: what is tried here is no matter of disks.
+pub fn scratch() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("epochgate-fuzz-");
+    let in_memory = builder.tempdir_in("/dev/shm");
+    in_memory
+        .or_else(|_| builder.tempdir())
+        .expect("a directory")
+}
+
 thread_local! {
     static PLACE: RefCell<Option<Place>> = const { RefCell::new(None) };
 }
@@ -27,13 +37,8 @@ impl Place {
     }
 
     fn new() -> Self {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("epochgate-fuzz-");
-        let in_memory = builder.tempdir_in("/dev/shm");
         Self {
-            dir: in_memory
-                .or_else(|_| builder.tempdir())
-                .expect("a directory"),
+            dir: scratch(),
             base: std::ptr::null(),
             differs: BTreeSet::new(),
         }

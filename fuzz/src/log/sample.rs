@@ -9,6 +9,7 @@ use epoch_log::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::place::scratch;
 use super::records::{Item, Placed, items};
 use super::{Files, open, said};
 
@@ -84,7 +85,11 @@ impl Sample {
                     Item::Data { at, end, epoch, .. } => {
                         !self.now().epochs.contains_key(&Epoch(*epoch)) || same((*at, *end))
                     }
-                    Item::Header { .. } | Item::State { .. } => any,
+                    // A segment that ends before its records begin is none.
+                    Item::Header { copies, .. } => {
+                        any && now.is_some_and(|now| now.len() >= copies[1] * 2)
+                    }
+                    Item::State { .. } => any,
                 };
             }
         }
@@ -139,7 +144,7 @@ struct Making {
 
 impl Making {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let log = Some(open(dir.path()).unwrap());
         let mut making = Self {
             dir,
