@@ -10,7 +10,7 @@ use epoch_log::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::place::scratch;
-use super::records::{Item, Placed, items};
+use super::records::{Item, Placed, SECTOR, items};
 use super::{Files, open, said};
 
 /// Disk, offset, length, kind, checksum of the data.
@@ -83,7 +83,11 @@ impl Sample {
                 }
                 whole &= match item {
                     Item::Data { at, end, epoch, .. } => {
-                        !self.now().epochs.contains_key(&Epoch(*epoch)) || same((*at, *end))
+                        // What fills up the last sector belongs to it as well.
+                        let there =
+                            now.is_some_and(|now| now.len() >= end.next_multiple_of(SECTOR));
+                        let counts = self.now().epochs.contains_key(&Epoch(*epoch));
+                        !counts || (there && same((*at, *end)))
                     }
                     // A segment that ends before its records begin is none.
                     Item::Header { copies, .. } => {
