@@ -62,6 +62,10 @@ pub struct ProtectConfig {
     /// asked for each time.
     #[serde(skip)]
     pub cold_start: bool,
+    /// Go on with the memory in this directory instead of booting; see `saved_state`. Not a key of the file: it is asked for
+    /// each time.
+    #[serde(skip)]
+    pub saved_state: Option<PathBuf>,
     /// The VM. Its name is the name of its group at the gateway.
     pub vm: VmDescription,
 }

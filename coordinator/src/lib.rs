@@ -29,6 +29,7 @@ pub mod handshake;
 mod leftovers;
 mod link;
 pub mod report;
+pub mod saved_state;
 pub mod source_loop;
 pub mod standby;
 pub mod standby_loop;

@@ -26,6 +26,7 @@ use crate::handshake::Hello;
 use crate::leftovers::remove_stale_ram;
 use crate::link::{self, Link, LinkEvent, LinkNumber, Shipment, Timing};
 use crate::report::{Report, Reporter, emit, micros};
+use crate::saved_state;
 use crate::vm_task;
 
 /// Requests to one task that wait; each task has at most a handful under way.
@@ -76,9 +77,11 @@ pub async fn protect(
     };
     let attachments = disks::attachments(&config.nbd, &config.disks, &attached.exports)?;
     let runtime = RuntimePlace::source(config.runtime_dir.join(&config.vm.name));
-    let mut vm = SourceVm::launch(&config.vm, &runtime, &attachments)
-        .await
-        .map_err(ProtectError::Vm)?;
+    let launched = match &config.saved_state {
+        None => SourceVm::launch(&config.vm, &runtime, &attachments).await,
+        Some(saved) => saved_state::restore(&config.vm, &runtime, &attachments, saved).await,
+    };
+    let mut vm = launched.map_err(ProtectError::Vm)?;
     let tracker = vm.start_tracking().await.map_err(ProtectError::Vm)?;
     vm.resume().await.map_err(ProtectError::Vm)?;
     emit(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nbd_server::control::api::{ErrorKind, TakeoverReply};
 use nbd_server::control::client::{Client, ControlError};
-use nbd_server::{Epoch, Generation};
+use nbd_server::{Epoch, Generation, failpoint};
 use qemu_glue::{GuestRam, Role, RuntimePlace, StandbyVm, VmEvent};
 use tokio::sync::watch;
 
@@ -20,6 +20,7 @@ use crate::checkpoint_channel::{Frame, Kind, Stamp};
 use crate::config::{ConfigError, StandbyConfig};
 use crate::disks::{self, DisksError};
 use crate::ending::Ending;
+use crate::failpoints;
 use crate::gateway_task::Place;
 use crate::handshake::{Hello, hear, refuse, welcome};
 use crate::leftovers::remove_stale_ram;
@@ -344,6 +345,7 @@ impl Session<'_> {
             return Err(Broken::LateBase);
         }
         let pages = Pages::decode(frame.payload, self.vm.ram().len())?;
+        failpoint::hit(failpoints::STANDBY_MID_BASE);
         self.merge(&pages)
     }
 
@@ -365,13 +367,17 @@ impl Session<'_> {
         for action in actions {
             match action {
                 Action::AckCommit1 { epoch } => {
+                    failpoint::hit(failpoints::BEFORE_ACK);
                     self.sender
                         .send_new(Kind::Commit1Ack, epoch, Vec::new())
                         .await?;
+                    failpoint::hit(failpoints::AFTER_ACK);
                     emit(&self.host.reporter, Report::Held { epoch });
                 }
                 Action::MergeUpTo { epoch } => {
+                    failpoint::hit(failpoints::BEFORE_MERGE);
                     self.merge_up_to(epoch)?;
+                    failpoint::hit(failpoints::AFTER_MERGE);
                     emit(&self.host.reporter, Report::Merged { epoch });
                 }
                 Action::TakeOver | Action::Resume { .. } | Action::Discard { .. } => {
@@ -390,6 +396,7 @@ impl Session<'_> {
             let checkpoint = entry.remove();
             for pages in &checkpoint.pages {
                 self.merge(pages)?;
+                failpoint::hit(failpoints::MID_MERGE);
             }
             self.merged_devices = Some(checkpoint.device_state);
         }
@@ -415,6 +422,7 @@ impl Session<'_> {
             self.report_discards(&actions);
             return After::Nothing;
         }
+        failpoint::hit(failpoints::BEFORE_TAKEOVER);
         let reply = match self.take_over().await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -424,6 +432,7 @@ impl Session<'_> {
                 return After::Nothing;
             }
         };
+        failpoint::hit(failpoints::AFTER_TAKEOVER);
         let takeover = began.elapsed();
         let TakeoverReply { generation, epoch } = reply;
         emit(&self.host.reporter, Report::TakenOver { generation, epoch });
@@ -468,6 +477,7 @@ impl Session<'_> {
         }
         let merge = began.elapsed();
         let devices = self.merged_devices.take().unwrap_or_default();
+        failpoint::hit(failpoints::BEFORE_RESUME);
         let began = Instant::now();
         match self.vm.resume_from(&devices).await {
             Ok((vm, _)) => {
@@ -481,6 +491,7 @@ impl Session<'_> {
                     },
                 );
                 tracing::info!(%epoch, "the guest goes on here");
+                failpoint::hit(failpoints::AFTER_RESUMED);
                 let place = Place {
                     client: self.client,
                     group: self.host.config.vm.name.clone(),

@@ -196,6 +196,7 @@ async fn try_copy_base(
     let mut pages = PageSet::default();
     let mut sent = 0;
     loop {
+        failpoint::hit(failpoints::MID_BASE);
         let more = vm.copy_base(&mut cursor, &mut pages).await;
         let more = more.map_err(|e| chain(&e))?;
         for payload in checkpoint::page_payloads(&checkpoint::ranges(&pages), &pages.data) {

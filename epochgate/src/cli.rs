@@ -71,6 +71,10 @@ pub(crate) struct ProtectArgs {
     /// (which is void then).
     #[arg(long)]
     pub cold_start: bool,
+    /// Go on with the memory in this directory instead of booting. For the fault matrix: nothing checks that the disks belong
+    /// to it.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub saved_state: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -348,6 +352,8 @@ pub(crate) struct DemoArgs {
 pub(crate) enum BenchCommand {
     /// Kill the source over and over, at random instants and between every two steps of a commit.
     Failover(FailoverArgs),
+    /// The fault matrix: kill, freeze, cut off and starve every part at every step of an epoch.
+    Faults(bench::FaultsArgs),
     /// Compare the gateway with other NBD servers, side by side on this machine.
     Nbd(bench::NbdArgs),
     /// Time COMMIT 2 of a large epoch against fio writing the same bytes.

@@ -1,9 +1,10 @@
-//! The options of `epochgate bench nbd`, `commit` and `memory`.
+//! The options of `epochgate bench faults`, `nbd`, `commit` and `memory`.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::LabArgs;
 use crate::bench::server::Kind;
 use crate::size;
 
@@ -24,6 +25,44 @@ pub(crate) enum ClientChoice {
     Native,
     /// One after the other.
     Both,
+}
+
+// Little memory: the first copy of it is part of every run.
+#[derive(Debug, Args)]
+#[command(mut_arg("memory", |arg| arg.default_value("128")))]
+pub(crate) struct FaultsArgs {
+    #[command(flatten)]
+    pub lab: LabArgs,
+    /// How many runs. The cells that have had the fewest come first.
+    #[arg(long, value_name = "N")]
+    pub runs: Option<u32>,
+    /// Run every cell until it has had so many runs.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
+    pub per_cell: u32,
+    /// Only cells with this in their names; `*` stands for anything. May be given several times.
+    #[arg(long, value_name = "PATTERN")]
+    pub cell: Vec<String>,
+    /// Name all cells and how each may end, and run nothing.
+    #[arg(long)]
+    pub list: bool,
+    /// Sites at the same time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub parallel: u32,
+    /// Seed of the order and of the random instants; printed, so that a run can be repeated.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// A file with one line of JSON for each run: earlier runs in it count, new ones are added.
+    #[arg(long, value_name = "PATH")]
+    pub results: Option<PathBuf>,
+    /// One JSON object at the end.
+    #[arg(long, conflicts_with = "markdown")]
+    pub json: bool,
+    /// Markdown at the end, as in docs/results.md.
+    #[arg(long)]
+    pub markdown: bool,
+    /// Keep the working directories of failed runs.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Debug, Args)]

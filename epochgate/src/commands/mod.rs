@@ -2,6 +2,7 @@
 
 mod bench_commit;
 mod bench_failover;
+mod bench_faults;
 mod bench_memory;
 mod bench_nbd;
 mod demo;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::Recover(args)) => log_recover::recover(&args),
         Command::Log(LogCommand::Rebind(args)) => log::rebind(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
+        Command::Bench(BenchCommand::Faults(args)) => bench_faults::run(&args),
         Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),
         Command::Bench(BenchCommand::Commit(args)) => bench_commit::run(&args),
         Command::Bench(BenchCommand::Memory(args)) => bench_memory::run(&args),

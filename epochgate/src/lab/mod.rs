@@ -5,8 +5,14 @@
 //! It only sees what any user could see: the `--json` events of the processes and the guest's serial line.
 
 pub(crate) mod failover;
+pub(crate) mod layout;
+pub(crate) mod namespaces;
+pub(crate) mod network;
 pub(crate) mod process;
+mod relay;
+pub(crate) mod saved;
 pub(crate) mod site;
+pub(crate) mod small_disk;
 pub(crate) mod witness;
 
 pub(crate) use site::{Site, Who};

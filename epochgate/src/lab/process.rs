@@ -13,6 +13,7 @@ use coordinator::report::Stamped;
 use rustix::process::{Pid, Signal};
 
 use super::Who;
+use super::namespaces::Place;
 
 /// A running part of the site.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ impl Process {
         env: &[(String, String)],
         stderr: &Path,
         events: Sender<(Who, Stamped)>,
+        place: &Place,
     ) -> anyhow::Result<Self> {
         let me = std::env::current_exe().context("this program's own path is not known")?;
         let log = File::options().create(true).append(true).open(stderr)?;
@@ -42,6 +44,7 @@ impl Process {
             // A Ctrl-C is for the lab, which then stops its parts in order.
             .process_group(0);
         die_with_parent(&mut command);
+        place.enter(&mut command);
         let mut child = command
             .spawn()
             .context("a part of the site can't be started")?;
@@ -89,12 +92,31 @@ impl Process {
         self.kill();
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = rustix::process::kill_process(pid, signal);
-        }
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        signal_pid(self.child.id(), signal);
+    }
+}
+
+/// Sends a signal to a process of the site that may be gone already.
+pub(crate) fn signal_pid(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// The state letter of a process as in ps(1); None if it is gone.
+pub(crate) fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Whether a process runs or could; one that ended and was not waited for does not.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    !matches!(state(pid), None | Some('Z' | 'X'))
 }
 
 impl Drop for Process {

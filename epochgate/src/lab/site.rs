@@ -1,6 +1,5 @@
 //! The site: images, configuration files, and the three processes that protect one VM.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -10,22 +9,23 @@ use anyhow::{Context, bail};
 use coordinator::report::{Report, Stamped, now_us};
 use rustix::process::{Pid, Signal};
 
+use super::layout::{self, CONTROL_PORT, DISKS, Layout, Paths, Small};
+use super::namespaces::Place;
+use super::network::{Host, Network};
 use super::process::Process;
+use super::relay::{End, Relay};
+use super::small_disk::SmallDisk;
 use super::witness::Serial;
-use crate::cli::{LabArgs, Tracker};
+use crate::cli::LabArgs;
 use crate::exit::Usage;
 
 /// Name of the VM and of its group.
 pub(crate) const VM: &str = "vm1";
-/// Size of each of the two disks in bytes. Small: the witness reads all of it again and again.
-const DISK_BYTES: u64 = 16 << 20;
-
-/// Silence after which a peer is suspected. Generous: everything shares one machine here, and a build beside the demo
-/// must not look like a dead host. A host that dies closes its connections, so this is not what detection takes.
-const SUSPICION_MS: u64 = 2000;
+/// Size of the small file system of a site that has one.
+const SMALL_MIB: u64 = 96;
 
 /// A part of the site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
     /// `epochgate gateway`.
     Gateway,
@@ -72,8 +72,33 @@ pub(crate) struct Site {
     events: Receiver<(Who, Stamped)>,
     sender: Sender<(Who, Stamped)>,
     seen: Seen,
+    /// All events so far.
+    journal: Vec<(Who, Stamped)>,
+    layout: Layout,
+    env: Vec<(Who, String, String)>,
+    relays: Vec<Relay>,
+    network: Option<Network>,
+    small: Option<SmallDisk>,
     ram_dir: tempfile::TempDir,
     dir: Option<tempfile::TempDir>,
+}
+
+/// The guest that is protected.
+pub(crate) fn guest_folder(args: &LabArgs) -> anyhow::Result<PathBuf> {
+    let guest = args
+        .guest
+        .canonicalize()
+        .unwrap_or_else(|_| args.guest.clone());
+    for file in ["vmlinuz", "initrd.gz"] {
+        if !guest.join(file).is_file() {
+            return Err(Usage(format!(
+                "there is no {} (the guest that is protected); build it with `make guest`, or name its folder with --guest",
+                guest.join(file).display()
+            ))
+            .into());
+        }
+    }
+    Ok(guest)
 }
 
 /// Set by SIGINT and SIGTERM: everything that waits gives up, and the site is taken down in order.
@@ -95,21 +120,18 @@ pub(crate) fn is_interruption(error: &anyhow::Error) -> bool {
 }
 
 impl Site {
-    /// Prepares images and configuration and starts the gateway.
+    /// The usual site: prepares images and configuration and starts the gateway.
     pub(crate) fn start(args: &LabArgs) -> anyhow::Result<Self> {
-        let guest = args
-            .guest
-            .canonicalize()
-            .unwrap_or_else(|_| args.guest.clone());
-        for file in ["vmlinuz", "initrd.gz"] {
-            if !guest.join(file).is_file() {
-                return Err(Usage(format!(
-                    "there is no {} (the guest that is protected); build it with `make guest`, or name its folder with --guest",
-                    guest.join(file).display()
-                ))
-                .into());
-            }
-        }
+        Self::with(args, &Layout::default(), Vec::new())
+    }
+
+    /// The same for another layout. Parts are given what `env` has for them when they are started for the first time.
+    pub(crate) fn with(
+        args: &LabArgs,
+        layout: &Layout,
+        env: Vec<(Who, String, String)>,
+    ) -> anyhow::Result<Self> {
+        let guest = guest_folder(args)?;
         let dir = tempfile::Builder::new().prefix("epochgate-").tempdir()?;
         let ram_dir = tempfile::Builder::new()
             .prefix("epochgate-")
@@ -123,12 +145,116 @@ impl Site {
             events,
             sender,
             seen: Seen::default(),
+            journal: Vec::new(),
+            layout: layout.clone(),
+            env,
+            relays: Vec::new(),
+            network: None,
+            small: None,
             ram_dir,
             dir: Some(dir),
         };
-        site.write_files(args, &guest)?;
+        site.start_small_disk()?;
+        let images = site.make_images()?;
+        layout::write_files(
+            layout,
+            &site.paths(),
+            &images,
+            args,
+            &guest,
+            site.ram_dir.path(),
+        )?;
+        site.start_network()?;
         site.start_gateway()?;
         Ok(site)
+    }
+
+    /// Where its files are.
+    pub(crate) fn paths(&self) -> Paths {
+        Paths {
+            dir: self.path().to_owned(),
+            small: self.layout.small,
+        }
+    }
+
+    /// Its network, where it has one.
+    pub(crate) fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// Its small disk, where it has one.
+    pub(crate) fn small_disk(&self) -> Option<&SmallDisk> {
+        self.small.as_ref()
+    }
+
+    fn start_small_disk(&mut self) -> anyhow::Result<()> {
+        if self.layout.small.is_some() {
+            let at = self.paths().small_dir();
+            std::fs::create_dir(&at)?;
+            self.small = Some(SmallDisk::start(&at, SMALL_MIB)?);
+        }
+        Ok(())
+    }
+
+    /// The images, as those who run on the storage host see them.
+    fn make_images(&mut self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut images = Vec::new();
+        for disk in DISKS {
+            let name = format!("{disk}.img");
+            let file = match &self.small {
+                Some(small) if self.layout.small != Some(Small::LogFull) => small.inside(&name),
+                _ => self.path().join(&name),
+            };
+            match &self.layout.saved {
+                Some(saved) => super::saved::copy_sparse(&saved.join(&name), &file)?,
+                None => std::fs::File::create(&file)?.set_len(self.layout.disk_bytes)?,
+            }
+            images.push(match &mut self.small {
+                Some(small) if self.layout.small == Some(Small::ImagesFail) => {
+                    small.device(&name)?
+                }
+                _ => self.paths().image_dir().join(&name),
+            });
+        }
+        Ok(images)
+    }
+
+    fn start_network(&mut self) -> anyhow::Result<()> {
+        if !self.layout.networked {
+            return Ok(());
+        }
+        let network = Network::start()?;
+        let paths = self.paths();
+        let address = format!("{}:{CONTROL_PORT}", Host::Storage.address());
+        let called = End::Called(address.clone(), paths.control());
+        let storage = network.place(Host::Storage).clone();
+        self.relays.push(Relay::start(storage, called)?);
+        for host in [Host::Source, Host::Standby] {
+            let caller = End::Caller(paths.relayed(host), address.clone());
+            self.relays
+                .push(Relay::start(network.place(host).clone(), caller)?);
+        }
+        self.network = Some(network);
+        Ok(())
+    }
+
+    fn place(&self, who: Who) -> anyhow::Result<Place> {
+        let host = match who {
+            Who::Gateway => Host::Storage,
+            Who::Standby => Host::Standby,
+            Who::Source => Host::Source,
+        };
+        let mut place = self
+            .network
+            .as_ref()
+            .map(|network| network.place(host).clone())
+            .unwrap_or_default();
+        if who == Who::Gateway
+            && let Some(small) = &self.small
+        {
+            place.mounts = Some(small.mounts()?);
+        }
+        Ok(place)
     }
 
     /// The working directory.
@@ -136,69 +262,23 @@ impl Site {
         self.dir.as_ref().map_or(Path::new("."), |dir| dir.path())
     }
 
-    fn write_files(&self, args: &LabArgs, guest: &Path) -> anyhow::Result<()> {
-        let dir = self.path().display();
-        for disk in ["root", "data"] {
-            let image = std::fs::File::create(self.path().join(format!("{disk}.img")))?;
-            image.set_len(DISK_BYTES)?;
-        }
-        let mut gateway = format!(
-            "control = \"{dir}/gateway.sock\"\nlisten = [\"unix:{dir}/nbd.sock\"]\n\n\
-             [[group]]\nname = \"{VM}\"\nlog = \"{dir}/{VM}.epochlog\"\nmode = \"async\"\n\
-             epoch_memory = \"{ram_dir}\"\n",
-            ram_dir = self.ram_dir.path().display(),
-        );
-        for disk in ["root", "data"] {
-            write!(
-                gateway,
-                "\n[[group.disk]]\nname = \"{disk}\"\nimage = \"{dir}/{disk}.img\"\n"
-            )?;
-        }
-        let tracker = match args.tracker {
-            Tracker::Auto => "auto",
-            Tracker::Pagemap => "pagemap",
-            Tracker::Hash => "hash",
-        };
-        let cmdline = std::fs::read_to_string(guest.join("cmdline"))
-            .unwrap_or_else(|_| "console=ttyS0 quiet panic=-1".to_owned());
-        let vm = format!(
-            "[vm]\nname = \"{VM}\"\nqemu = \"{}\"\naccel = \"{}\"\nmemory_mib = {}\n\
-             kernel = \"{guest}/vmlinuz\"\ninitrd = \"{guest}/initrd.gz\"\nappend = \"{}\"\n\
-             dirty_tracker = \"{tracker}\"\nram_dir = \"{}\"\n\
-             extra_args = [\"-serial\", \"file:{dir}/serial-{{role}}.log\"]\n",
-            args.qemu.display(),
-            args.accel,
-            args.memory,
-            cmdline.trim(),
-            self.ram_dir.path().display(),
-            guest = guest.display(),
-        );
-        let common = format!(
-            "gateway = \"{dir}/gateway.sock\"\nnbd = \"{dir}/nbd.sock\"\nruntime_dir = \"{dir}\"\nsuspicion_ms = {SUSPICION_MS}\ndisks = [\"root\", \"data\"]\n"
-        );
-        let channel = format!("unix:{dir}/standby.sock");
-        let protect = format!(
-            "host = \"host-a\"\n{common}standby = [\"{channel}\"]\ninterval_ms = {}\n\n{vm}",
-            args.interval
-        );
-        let standby = format!("host = \"host-b\"\n{common}listen = \"{channel}\"\n\n{vm}");
-        for (name, text) in [("g", gateway), ("vm", protect), ("s", standby)] {
-            std::fs::write(self.path().join(format!("{name}.toml")), text)?;
-        }
-        Ok(())
-    }
-
-    fn launch(&self, who: Who, args: &[&str], env: &[(String, String)]) -> anyhow::Result<Process> {
+    fn launch(&mut self, who: Who, args: &[&str]) -> anyhow::Result<Process> {
         let log = self.path().join(format!("{who:?}.log").to_lowercase());
-        Process::start(who, args, env, &log, self.sender.clone())
+        let place = self.place(who)?;
+        let (mine, others) = std::mem::take(&mut self.env)
+            .into_iter()
+            .partition(|(whose, _, _)| *whose == who);
+        self.env = others;
+        let env: Vec<_> = Vec::into_iter(mine).map(|(_, k, v)| (k, v)).collect();
+        Process::start(who, args, &env, &log, self.sender.clone(), &place)
     }
 
     /// Starts the gateway, and waits until it answers.
-    fn start_gateway(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn start_gateway(&mut self) -> anyhow::Result<()> {
         let config = self.path().join("g.toml");
         let config = config.to_string_lossy();
-        self.gateway = Some(self.launch(Who::Gateway, &["gateway", "--config", &config], &[])?);
-        let socket = self.path().join("gateway.sock");
+        self.gateway = Some(self.launch(Who::Gateway, &["gateway", "--config", &config])?);
+        let socket = self.paths().control();
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             if Instant::now() > deadline || self.ended(Who::Gateway) {
@@ -212,11 +292,27 @@ impl Site {
         Ok(())
     }
 
+    /// SIGKILL for all parts: what they leave behind is of no interest any more.
+    pub(crate) fn kill_all(&mut self) {
+        for who in [Who::Source, Who::Standby, Who::Gateway] {
+            if let Some(part) = self.part(who) {
+                part.kill();
+            }
+        }
+    }
+
+    /// Stops the gateway in order.
+    pub(crate) fn stop_gateway(&mut self) {
+        if let Some(mut gateway) = self.gateway.take() {
+            gateway.stop();
+        }
+    }
+
     /// Starts the standby, and waits until it listens. A source that is there already finds it by itself.
     pub(crate) fn start_standby(&mut self) -> anyhow::Result<()> {
         let config = self.path().join("s.toml");
         let args = ["standby", "--json", "--config", &config.to_string_lossy()];
-        self.standby = Some(self.launch(Who::Standby, &args, &[])?);
+        self.standby = Some(self.launch(Who::Standby, &args)?);
         self.wait_for(
             Duration::from_secs(20),
             "the standby to listen",
@@ -227,9 +323,34 @@ impl Site {
 
     /// Starts the VM at the source.
     pub(crate) fn start_source(&mut self, env: &[(String, String)]) -> anyhow::Result<()> {
-        let config = self.path().join("vm.toml");
-        let args = ["protect", "--json", "--config", &config.to_string_lossy()];
-        self.source = Some(self.launch(Who::Source, &args, env)?);
+        let for_source = env.iter().map(|(k, v)| (Who::Source, k.clone(), v.clone()));
+        self.env.extend(for_source);
+        let saved = self.layout.saved.clone();
+        self.start_protect(saved.as_deref(), &[])
+    }
+
+    /// Starts the VM from its disks, whoever had it before.
+    pub(crate) fn start_cold(&mut self) -> anyhow::Result<()> {
+        self.start_protect(None, &["--cold-start"])
+    }
+
+    fn start_protect(&mut self, saved: Option<&Path>, more: &[&str]) -> anyhow::Result<()> {
+        let config = self.path().join("vm.toml").display().to_string();
+        let saved = saved.map(|saved| saved.display().to_string());
+        let mut args = vec!["protect", "--json", "--config", &config];
+        if let Some(saved) = &saved {
+            args.extend(["--saved-state", saved]);
+        }
+        args.extend(more);
+        self.source = Some(self.launch(Who::Source, &args)?);
+        Ok(())
+    }
+
+    /// Starts the standby again, without waiting.
+    pub(crate) fn restart_standby(&mut self) -> anyhow::Result<()> {
+        let config = self.path().join("s.toml");
+        let args = ["standby", "--json", "--config", &config.to_string_lossy()];
+        self.standby = Some(self.launch(Who::Standby, &args)?);
         Ok(())
     }
 
@@ -275,6 +396,7 @@ impl Site {
         match self.events.recv_timeout(limit) {
             Ok((who, event)) => {
                 self.note(&event);
+                self.journal.push((who, event.clone()));
                 Ok(Some((who, event)))
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
@@ -319,6 +441,20 @@ impl Site {
         }
     }
 
+    /// All events so far.
+    pub(crate) fn journal(&self) -> &[(Who, Stamped)] {
+        &self.journal
+    }
+
+    /// A part, if it was started.
+    pub(crate) fn part(&mut self, who: Who) -> Option<&mut Process> {
+        match who {
+            Who::Gateway => self.gateway.as_mut(),
+            Who::Standby => self.standby.as_mut(),
+            Who::Source => self.source.as_mut(),
+        }
+    }
+
     /// What was seen so far.
     pub(crate) fn seen(&self) -> &Seen {
         &self.seen
@@ -346,12 +482,7 @@ impl Site {
 
     /// Whether a part has ended by itself (or was never started).
     pub(crate) fn ended(&mut self, who: Who) -> bool {
-        let part = match who {
-            Who::Gateway => &mut self.gateway,
-            Who::Standby => &mut self.standby,
-            Who::Source => &mut self.source,
-        };
-        part.as_mut()
+        self.part(who)
             .is_none_or(|process| process.ended().is_some())
     }
 

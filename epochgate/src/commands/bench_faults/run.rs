@@ -1,0 +1,331 @@
+//! One run of a cell: a site with a guest that has booted before, the fault, what becomes of it, and the judgement.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use coordinator::report::{Report, now_us};
+use nbd_server::failpoint;
+use rand::Rng;
+use rand::rngs::StdRng;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::cells::{self, Cell, Ending, Fault, Phase, Victim};
+use super::{inject, judge};
+use crate::cli::LabArgs;
+use crate::lab::layout::Layout;
+use crate::lab::{Site, Who};
+
+/// Silence after which a peer is suspected.
+const SUSPICION_MS: u64 = 1000;
+/// A fault that nobody answers with a takeover or by going on without protection lasts this long at most.
+const LONGEST_MS: u64 = 2000;
+const STEP_LIMIT: Duration = Duration::from_secs(30);
+/// An epoch that is committed so long after a fault is over shows that the source is well.
+const WELL_US: u64 = 250_000;
+/// A standby that says nothing for so long has nothing to go on from.
+const QUIET_US: u64 = 700_000;
+
+/// The site of all cells: small disks, a small part of which the witness uses, so that its sweeps are short.
+pub(super) fn layout(saved: &Path) -> Layout {
+    Layout {
+        disk_bytes: 8 << 20,
+        suspicion_ms: SUSPICION_MS,
+        append: "witness.blocks=768 witness.report_ms=50",
+        saved: Some(saved.to_owned()),
+        networked: false,
+        small: None,
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Outcome {
+    /// Where the guest was in the end: `Standby`, `Source` or `Down`.
+    pub ending: String,
+    /// The last epoch that the source had reported as committed.
+    pub committed: u64,
+    /// The last committed epoch in the end, or the one that the standby went on from.
+    pub epoch: u64,
+    /// Blocks that the witness compared afterwards.
+    pub checked: u64,
+    /// Those that were not what memory says.
+    pub mismatches: u64,
+    /// Whether more than one had the guest.
+    pub double_owner: bool,
+    /// Whether an epoch that was reported as committed is gone.
+    pub lost: bool,
+    /// What else was not as it must be.
+    pub problems: Vec<String>,
+}
+
+impl Outcome {
+    pub(super) fn good(&self) -> bool {
+        self.mismatches == 0 && !self.double_owner && !self.lost && self.problems.is_empty()
+    }
+}
+
+/// What a run needs from its surroundings.
+#[derive(Debug, Clone)]
+pub(super) struct Ground<'a> {
+    pub lab: &'a LabArgs,
+    /// The guest that has booted.
+    pub saved: &'a Path,
+    /// A path that nobody else uses: the failpoint counts once it exists.
+    pub go: &'a Path,
+    pub keep: bool,
+}
+
+/// Runs `cell` once.
+pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow::Result<Outcome> {
+    let _ = std::fs::remove_file(ground.go);
+    let layout = Layout {
+        networked: cell.networked(),
+        small: cell.small(),
+        ..layout(ground.saved)
+    };
+    let mut site = Site::with(ground.lab, &layout, failpoint_of(cell, ground.go, rng))?;
+    let result = play(&mut site, ground, cell, rng);
+    let _ = std::fs::remove_file(ground.go);
+    // Whoever still sleeps must hear of the end.
+    inject::signal(&mut site, Victim::SourceHost, Signal::CONT);
+    inject::signal(&mut site, Victim::StandbyAndGateway, Signal::CONT);
+    let bad = result.as_ref().map_or(true, |outcome| !outcome.good());
+    if ground.keep
+        && bad
+        && let Some(kept) = site.keep()
+    {
+        eprintln!("epochgate: {}: kept {}", cell.name(), kept.display());
+    }
+    site.kill_all();
+    result
+}
+
+/// The environment that stops a part at the cell's failpoint.
+fn failpoint_of(cell: &Cell, go: &Path, rng: &mut StdRng) -> Vec<(Who, String, String)> {
+    let cells::Instant::At(who, point) = cell.instant else {
+        return Vec::new();
+    };
+    let hit = match cell.phase {
+        Phase::Running => rng.random_range(1..12),
+        Phase::FirstCopy => rng.random_range(1..6),
+        Phase::TakingOver | Phase::TakingOverFromSleeper => 1,
+    };
+    vec![
+        (
+            who,
+            failpoint::VARIABLE.to_owned(),
+            format!("{point}:{hit}:stop"),
+        ),
+        (who, failpoint::WHEN.to_owned(), go.display().to_string()),
+    ]
+}
+
+fn play(
+    site: &mut Site,
+    ground: &Ground<'_>,
+    cell: &Cell,
+    rng: &mut StdRng,
+) -> anyhow::Result<Outcome> {
+    site.start_source(&[])?;
+    until(site, "the guest to go on at its source", |site| {
+        site.serial(Who::Source).latest().is_some()
+    })?;
+    if cell.phase == Phase::FirstCopy {
+        std::fs::write(ground.go, "")?;
+    }
+    site.start_standby()?;
+    if cell.phase != Phase::FirstCopy {
+        until(site, "the VM to be protected", |site| {
+            site.journal()
+                .iter()
+                .filter(|(_, event)| matches!(event.report, Report::Committed { .. }))
+                .count()
+                > 3
+        })?;
+    }
+    come_to_the_instant(site, ground, cell, rng)?;
+    let before = site
+        .serial(Who::Source)
+        .latest()
+        .context("the witness spoke before")?;
+    let at = now_us();
+    inject::inject(site, cell.fault)?;
+    if let cells::Instant::At(who, _) = cell.instant
+        && !sleeps(cell.fault, who)
+    {
+        inject::go_on(site, who);
+    }
+    let mut since = 0;
+    hold(site, cell.fault, at, rng)?;
+    drain(site)?;
+    let so_far = site.journal().len();
+    if inject::undo(site, cell.fault)? {
+        // Only what the new standby says counts.
+        since = so_far;
+    }
+    if cell.phase == Phase::TakingOverFromSleeper && cell.fault != Fault::Wake {
+        inject::signal(site, Victim::SourceHost, Signal::CONT);
+    }
+    let over = now_us();
+    let ending = settle(site, since, over)?;
+    judge::judge(site, cell, ending, &before)
+}
+
+fn come_to_the_instant(
+    site: &mut Site,
+    ground: &Ground<'_>,
+    cell: &Cell,
+    rng: &mut StdRng,
+) -> anyhow::Result<()> {
+    wait(site, rng.random_range(0..200))?;
+    if cell.phase != Phase::FirstCopy {
+        std::fs::write(ground.go, "")?;
+    }
+    match cell.phase {
+        Phase::TakingOver => inject::inject(site, Fault::Kill(Victim::SourceHost))?,
+        Phase::TakingOverFromSleeper => inject::inject(site, Fault::Freeze(Victim::SourceHost))?,
+        Phase::Running | Phase::FirstCopy => {}
+    }
+    match cell.instant {
+        cells::Instant::At(who, point) => inject::until_stopped(site, who, point),
+        cells::Instant::Random => Ok(()),
+    }
+}
+
+/// Whether the fault keeps this part from going on.
+fn sleeps(fault: Fault, who: Who) -> bool {
+    match fault {
+        Fault::Freeze(victim) | Fault::Kill(victim) => victim.parts().contains(&who),
+        _ => false,
+    }
+}
+
+/// Lets a fault last until somebody has answered it, or for a while; a killed part stays away for a moment.
+fn hold(site: &mut Site, fault: Fault, at: u64, rng: &mut StdRng) -> anyhow::Result<()> {
+    if !inject::lasts(fault) {
+        return wait(site, rng.random_range(0..200));
+    }
+    let longest =
+        Instant::now() + Duration::from_millis(rng.random_range(SUSPICION_MS + 400..=LONGEST_MS));
+    while Instant::now() < longest {
+        site.next_event(Duration::from_millis(5))?;
+        if let Fault::Storage(_) = fault {
+            // Whatever the guest gives back meanwhile is taken, too.
+            site.small_disk().context("a small disk")?.fill()?;
+        }
+        let answered = site.journal().iter().any(|(_, event)| {
+            event.t_us > at
+                && matches!(
+                    event.report,
+                    Report::Resumed { .. } | Report::Discarded { .. } | Report::Unprotected { .. }
+                )
+        });
+        if answered {
+            break;
+        }
+    }
+    wait(site, rng.random_range(0..200))
+}
+
+/// Waits until it is clear where the guest goes on. `since` is where the events of the present standby begin, `over` when the
+/// fault was over.
+fn settle(site: &mut Site, since: usize, over: u64) -> anyhow::Result<Ending> {
+    let deadline = Instant::now() + STEP_LIMIT;
+    loop {
+        if let Some(ending) = ending(site, since, over) {
+            return Ok(ending);
+        }
+        site.next_event(Duration::from_millis(10))?;
+        if Instant::now() > deadline {
+            let tails = [Who::Source, Who::Standby, Who::Gateway]
+                .map(|who| format!("{who:?}:\n{}", site.log_tail(who)));
+            bail!(
+                "nobody went on within {} s after the fault\n{}",
+                STEP_LIMIT.as_secs(),
+                tails.join("\n")
+            );
+        }
+    }
+}
+
+fn ending(site: &mut Site, since: usize, over: u64) -> Option<Ending> {
+    let source_gone = site.ended(Who::Source);
+    let standby_gone = site.ended(Who::Standby);
+    let journal = site.journal();
+    let standby = || {
+        journal[since.min(journal.len())..]
+            .iter()
+            .filter(|(who, _)| *who == Who::Standby)
+    };
+    let resumed = standby().any(|(_, event)| matches!(event.report, Report::Resumed { .. }));
+    let quiet = |t_us: u64| now_us().saturating_sub(t_us.max(over)) > QUIET_US;
+    if resumed && !standby_gone {
+        return source_gone.then_some(Ending::Standby);
+    }
+    if source_gone {
+        let idle = match standby().last() {
+            None => standby_gone && quiet(over),
+            Some((_, event)) => {
+                quiet(event.t_us)
+                    && (standby_gone
+                        || matches!(
+                            event.report,
+                            Report::Listening { .. } | Report::Discarded { .. }
+                        ))
+            }
+        };
+        return idle.then_some(Ending::Down);
+    }
+    let protected = journal
+        .iter()
+        .rev()
+        .find_map(|(_, event)| match event.report {
+            Report::Protected { .. } => Some(true),
+            Report::StandbyLost { .. } | Report::Unprotected { .. } | Report::Fenced { .. } => {
+                Some(false)
+            }
+            _ => None,
+        });
+    let well = journal.iter().rev().any(|(_, event)| {
+        matches!(event.report, Report::Committed { .. }) && event.t_us > over + WELL_US
+    });
+    (protected == Some(true) && well).then_some(Ending::Source)
+}
+
+/// Takes all events that are there.
+fn drain(site: &mut Site) -> anyhow::Result<()> {
+    while site.next_event(Duration::ZERO)?.is_some() {}
+    Ok(())
+}
+
+fn wait(site: &mut Site, ms: u64) -> anyhow::Result<()> {
+    let end = Instant::now() + Duration::from_millis(ms);
+    while Instant::now() < end {
+        site.next_event(Duration::from_millis(1))?;
+    }
+    Ok(())
+}
+
+/// Waits for a condition.
+pub(super) fn until(
+    site: &mut Site,
+    what: &str,
+    mut there: impl FnMut(&mut Site) -> bool,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + STEP_LIMIT;
+    while !there(site) {
+        site.next_event(Duration::from_millis(5))?;
+        if Instant::now() > deadline {
+            bail!(
+                "waited {} s in vain for {what}; source:\n{}\nstandby:\n{}\ngateway:\n{}",
+                STEP_LIMIT.as_secs(),
+                site.log_tail(Who::Source),
+                site.log_tail(Who::Standby),
+                site.log_tail(Who::Gateway)
+            );
+        }
+    }
+    Ok(())
+}
