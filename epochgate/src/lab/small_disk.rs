@@ -17,8 +17,8 @@ use super::namespaces::Holder;
 pub(crate) struct SmallDisk {
     holder: Holder,
     at: PathBuf,
-    /// Keeps the device until the end; it was told to go with its last user.
-    _device: Option<File>,
+    /// Keep the devices until the end; they were told to go with their last users.
+    devices: Vec<File>,
 }
 
 impl SmallDisk {
@@ -32,7 +32,7 @@ impl SmallDisk {
         Ok(Self {
             holder,
             at: at.to_owned(),
-            _device: None,
+            devices: Vec::new(),
         })
     }
 
@@ -66,7 +66,7 @@ impl SmallDisk {
         let opened = File::open(&device).with_context(|| format!("{device} can't be opened"));
         // It goes when its last user does, also if the lab is killed.
         run(&["--detach", &device])?;
-        self._device = Some(opened?);
+        self.devices.push(opened?);
         Ok(device.into())
     }
 

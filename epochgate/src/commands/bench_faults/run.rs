@@ -15,6 +15,7 @@ use super::cells::{self, Cell, Ending, Fault, Phase, Victim};
 use super::{inject, judge};
 use crate::cli::LabArgs;
 use crate::lab::layout::Layout;
+use crate::lab::process::is_alive;
 use crate::lab::{Site, Who};
 
 /// Silence after which a peer is suspected.
@@ -252,7 +253,9 @@ fn settle(site: &mut Site, since: usize, over: u64) -> anyhow::Result<Ending> {
 
 fn ending(site: &mut Site, since: usize, over: u64) -> Option<Ending> {
     let source_gone = site.ended(Who::Source);
-    let standby_gone = site.ended(Who::Standby);
+    // It ends soon after its QEMU does.
+    let standby_gone = site.ended(Who::Standby)
+        || inject::qemu(site, Who::Standby).is_some_and(|pid| !is_alive(pid));
     let journal = site.journal();
     let standby = || {
         journal[since.min(journal.len())..]
