@@ -112,11 +112,13 @@ pub(crate) async fn run(
             }
             Request::Capture => {
                 let next = sealed.map(Epoch::next);
-                let outcome = capture(&mut vm, &place, held, next, &mut pages).await;
-                if let Outcome::Captured(captured) = &outcome {
-                    sealed = Some(captured.shipment.epoch);
+                match try_capture(&mut vm, &place, held, next, &mut pages).await {
+                    Ok(captured) => {
+                        sealed = Some(captured.shipment.epoch);
+                        Some(Outcome::Captured(Box::new(captured)))
+                    }
+                    Err(error) => Some(no_checkpoint(&error, &mut events)),
                 }
-                Some(outcome)
             }
             Request::Hold => {
                 held = true;
@@ -218,22 +220,24 @@ async fn try_copy_base(
     }
 }
 
-/// One pause: stop, then seal and save side by side, then let the guest run on (unless it is held).
-async fn capture(
-    vm: &mut SourceVm,
-    place: &Place,
-    held: bool,
-    next: Option<Epoch>,
-    pages: &mut PageSet,
-) -> Outcome {
-    match try_capture(vm, place, held, next, pages).await {
-        Ok(captured) => Outcome::Captured(Box::new(captured)),
-        Err(CaptureError::Seal(error)) if error.is_fenced() => Outcome::Fenced {
+/// What a failed capture means. A QEMU that is gone is the loss of the VM, not of a checkpoint: the standby holds the memory
+/// of the last one, and must not be let go.
+fn no_checkpoint(error: &CaptureError, events: &mut broadcast::Receiver<VmEvent>) -> Outcome {
+    let reason = chain(error);
+    match error {
+        CaptureError::Seal(error) if error.is_fenced() => Outcome::Fenced {
             reason: error.to_string(),
         },
-        Err(error) => Outcome::CaptureFailed {
-            reason: chain(&error),
-        },
+        CaptureError::Vm(qemu_glue::Error::Exited { .. } | qemu_glue::Error::QmpClosed) => {
+            // A guest that powered off has said so before its QEMU ended.
+            let mut said = std::iter::from_fn(|| match events.try_recv() {
+                Err(broadcast::error::TryRecvError::Lagged(_)) => Some(None),
+                event => event.ok().map(|event| meaning(Ok(event))),
+            });
+            let said = said.find_map(|outcome| outcome);
+            said.unwrap_or(Outcome::Lost { reason })
+        }
+        CaptureError::Seal(_) | CaptureError::Vm(_) => Outcome::CaptureFailed { reason },
     }
 }
 
@@ -245,6 +249,7 @@ enum CaptureError {
     Vm(#[source] qemu_glue::Error),
 }
 
+/// One pause: stop, then seal and save side by side, then let the guest run on (unless it is held).
 async fn try_capture(
     vm: &mut SourceVm,
     place: &Place,
