@@ -52,6 +52,9 @@ pub struct ProtectConfig {
     /// Milliseconds of silence after which the standby is taken for lost.
     #[serde(default = "suspicion_ms")]
     pub suspicion_ms: u64,
+    /// Milliseconds without any answer of the gateway after which a protected VM is given up to its standby.
+    #[serde(default = "gateway_patience_ms")]
+    pub gateway_patience_ms: u64,
     /// What happens when the standby is lost.
     #[serde(default)]
     pub on_standby_loss: OnStandbyLoss,
@@ -148,6 +151,12 @@ impl ProtectConfig {
         in_range("interval_ms", self.interval_ms, 1, 60_000)?;
         in_range("max_in_flight", self.max_in_flight as u64, 1, 64)?;
         check_timing(self.heartbeat_ms, self.suspicion_ms)?;
+        in_range(
+            "gateway_patience_ms",
+            self.gateway_patience_ms,
+            100,
+            600_000,
+        )?;
         if self.standby.is_empty() {
             return Err(ConfigError::NoStandby);
         }
@@ -155,6 +164,11 @@ impl ProtectConfig {
             check_exposed(address, self.insecure)?;
         }
         Ok(())
+    }
+
+    /// `gateway_patience_ms` as a duration.
+    pub fn gateway_patience(&self) -> Duration {
+        Duration::from_millis(self.gateway_patience_ms)
     }
 
     /// `interval_ms` as a duration.
@@ -236,6 +250,10 @@ fn max_in_flight() -> usize {
 
 fn heartbeat_ms() -> u64 {
     50
+}
+
+fn gateway_patience_ms() -> u64 {
+    10_000
 }
 
 fn suspicion_ms() -> u64 {

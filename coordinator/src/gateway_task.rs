@@ -50,6 +50,8 @@ pub(crate) enum Outcome {
     Lost { reason: String },
     /// It answers again, and the generation is ours.
     Back,
+    /// It has not answered anything for so long.
+    Silent { patience: Duration },
 }
 
 /// The source's place at the gateway.

@@ -28,6 +28,7 @@ mod gateway_task;
 pub mod handshake;
 mod leftovers;
 mod link;
+mod pulse;
 pub mod report;
 pub mod saved_state;
 pub mod source_loop;

@@ -25,6 +25,7 @@ use crate::gateway_task::{self, Place};
 use crate::handshake::Hello;
 use crate::leftovers::remove_stale_ram;
 use crate::link::{self, Link, LinkEvent, LinkNumber, Shipment, Timing};
+use crate::pulse;
 use crate::report::{Report, Reporter, emit, micros};
 use crate::saved_state;
 use crate::vm_task;
@@ -162,6 +163,11 @@ impl SourceLoop {
         vm_task.spawn(vm_task::run(vm, place.clone(), vm_requests, vm_reports));
         let mut gateway_tasks = JoinSet::new();
         gateway_tasks.spawn(gateway_task::watch(place.clone(), gateway_reports.clone()));
+        gateway_tasks.spawn(pulse::run(
+            place.clone(),
+            config.gateway_patience(),
+            gateway_reports.clone(),
+        ));
         gateway_tasks.spawn(gateway_task::run(
             place.clone(),
             gateway_requests,
@@ -487,6 +493,15 @@ impl SourceLoop {
                 self.gateway_lost = true;
                 emit(&self.reporter, Report::GatewayLost { reason });
             }
+            // Without a standby there is nobody to give the VM to: it waits.
+            Outcome::Silent { patience } if self.machine.protected() => {
+                let seconds = patience.as_secs_f32();
+                self.vm_gone(&format!(
+                    "the gateway has not answered for {seconds:.1} s; the standby may reach it"
+                ))
+                .await;
+            }
+            Outcome::Silent { .. } => {}
             Outcome::Back => {
                 tracing::info!("the gateway answers again");
                 self.gateway_lost = false;

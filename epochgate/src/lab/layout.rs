@@ -36,6 +36,8 @@ pub(crate) struct Layout {
     /// Silence after which a peer is suspected. Generous: everything shares one machine here, and a build beside the demo
     /// must not look like a dead host. A host that dies closes its connections, so this is not what detection takes.
     pub suspicion_ms: u64,
+    /// Silence of the gateway after which the source gives the VM up.
+    pub patience_ms: u64,
     /// Added to the guest's command line: settings of the witness.
     pub append: &'static str,
     /// Start from this saved state, images included, instead of booting.
@@ -51,6 +53,7 @@ impl Default for Layout {
         Self {
             disk_bytes: 16 << 20,
             suspicion_ms: 2000,
+            patience_ms: 10_000,
             append: "",
             saved: None,
             networked: false,
@@ -115,8 +118,9 @@ pub(crate) fn write_files(
         format!("unix:{}/standby.sock", paths.dir.display())
     };
     let protect = format!(
-        "host = \"host-a\"\n{}standby = [\"{channel}\"]\ninterval_ms = {}\n\n{vm}",
+        "host = \"host-a\"\n{}standby = [\"{channel}\"]\ngateway_patience_ms = {}\ninterval_ms = {}\n\n{vm}",
         common(layout, paths, Host::Source),
+        layout.patience_ms,
         args.interval
     );
     let standby = format!(

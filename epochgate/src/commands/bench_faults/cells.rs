@@ -71,6 +71,8 @@ pub(super) enum Fault {
     PowerOff(Host),
     /// Packets are lost for a while.
     Cut(Cut),
+    /// Packets are lost until the guest goes on elsewhere.
+    CutForGood(Cut),
     /// Storage fails for a while.
     Storage(Small),
     /// The sleeping source wakes.
@@ -159,6 +161,13 @@ fn running_faults() -> Vec<Fault> {
     for (a, b) in [(Source, Standby), (Source, Storage), (Standby, Storage)] {
         faults.extend([Cut::Link(a, b), Cut::OneWay(a, b), Cut::OneWay(b, a)].map(Fault::Cut));
     }
+    // Others are answered with a takeover or with going on unprotected long before they pass.
+    let from_storage = [
+        Cut::Link(Source, Storage),
+        Cut::OneWay(Source, Storage),
+        Cut::OneWay(Storage, Source),
+    ];
+    faults.extend(from_storage.map(Fault::CutForGood));
     faults
 }
 
@@ -262,6 +271,16 @@ impl Victim {
     }
 }
 
+impl Cut {
+    fn name(self) -> String {
+        match self {
+            Self::Isolate(host) => format!("isolate/{}", host_name(host)),
+            Self::Link(a, b) => format!("cut/{}-{}", host_name(a), host_name(b)),
+            Self::OneWay(a, b) => format!("cut-one-way/{}-to-{}", host_name(a), host_name(b)),
+        }
+    }
+}
+
 fn host_name(host: Host) -> &'static str {
     match host {
         Host::Source => "source",
@@ -277,11 +296,8 @@ impl Fault {
             Self::Kill(victim) => format!("kill/{}", victim.name()),
             Self::Freeze(victim) => format!("freeze/{}", victim.name()),
             Self::PowerOff(host) => format!("power-off/{}", host_name(host)),
-            Self::Cut(Cut::Isolate(host)) => format!("isolate/{}", host_name(host)),
-            Self::Cut(Cut::Link(a, b)) => format!("cut/{}-{}", host_name(a), host_name(b)),
-            Self::Cut(Cut::OneWay(a, b)) => {
-                format!("cut-one-way/{}-to-{}", host_name(a), host_name(b))
-            }
+            Self::Cut(cut) => cut.name(),
+            Self::CutForGood(cut) => format!("lasting-{}", cut.name()),
             Self::Storage(Small::LogFull) => "disk-full/log".to_owned(),
             Self::Storage(Small::ImagesFull) => "disk-full/images".to_owned(),
             Self::Storage(Small::ImagesFail) => "eio/images".to_owned(),
@@ -312,7 +328,10 @@ impl Cell {
 
     /// Whether its hosts must be network namespaces.
     pub(super) fn networked(&self) -> bool {
-        matches!(self.fault, Fault::PowerOff(_) | Fault::Cut(_))
+        matches!(
+            self.fault,
+            Fault::PowerOff(_) | Fault::Cut(_) | Fault::CutForGood(_)
+        )
     }
 
     pub(super) fn small(&self) -> Option<Small> {
@@ -373,6 +392,7 @@ fn running_endings(fault: Fault) -> &'static [Ending] {
             | Cut::OneWay(Host::Storage, Host::Standby),
         ) => &[Source],
         Fault::Cut(_) => &[Source, Standby],
+        Fault::CutForGood(_) => &[Standby],
         Fault::Storage(_) | Fault::Wake => &[Source],
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn inject(site: &mut Site, fault: Fault) -> anyhow::Result<()> {
             cut(site, Cut::Isolate(host))?;
             kill(site, victim_of(host));
         }
-        Fault::Cut(way) => cut(site, way)?,
+        Fault::Cut(way) | Fault::CutForGood(way) => cut(site, way)?,
         Fault::Storage(_) => site.small_disk().context("a small disk")?.fill()?,
         Fault::Wake => signal(site, Victim::SourceHost, Signal::CONT),
     }
@@ -124,7 +124,7 @@ pub(super) fn undo(site: &mut Site, fault: Fault) -> anyhow::Result<bool> {
             site.network().context("a network")?.heal()?;
             return start_again(site, victim_of(host));
         }
-        Fault::Cut(_) => site.network().context("a network")?.heal()?,
+        Fault::Cut(_) | Fault::CutForGood(_) => site.network().context("a network")?.heal()?,
         Fault::Storage(_) => site.small_disk().context("a small disk")?.free()?,
         Fault::Wake => {}
     }

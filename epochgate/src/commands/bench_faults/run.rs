@@ -16,10 +16,15 @@ use super::{inject, judge};
 use crate::cli::LabArgs;
 use crate::lab::layout::Layout;
 use crate::lab::process::is_alive;
+use crate::lab::site::is_interruption;
 use crate::lab::{Site, Who};
 
 /// Silence after which a peer is suspected.
 const SUSPICION_MS: u64 = 1000;
+/// Silence of the gateway after which the source gives the VM up. Longer than a fault that passes.
+const PATIENCE_MS: u64 = 4000;
+/// A cut that stays, stays until the guest goes on elsewhere, or so long.
+const FOR_GOOD_MS: u64 = 20_000;
 /// A fault that nobody answers with a takeover or by going on without protection lasts this long at most.
 const LONGEST_MS: u64 = 2000;
 const STEP_LIMIT: Duration = Duration::from_secs(30);
@@ -33,6 +38,7 @@ pub(super) fn layout(saved: &Path) -> Layout {
     Layout {
         disk_bytes: 8 << 20,
         suspicion_ms: SUSPICION_MS,
+        patience_ms: PATIENCE_MS,
         append: "witness.blocks=768 witness.report_ms=50",
         saved: Some(saved.to_owned()),
         networked: false,
@@ -92,7 +98,10 @@ pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow:
     // Whoever still sleeps must hear of the end.
     inject::signal(&mut site, Victim::SourceHost, Signal::CONT);
     inject::signal(&mut site, Victim::StandbyAndGateway, Signal::CONT);
-    let bad = result.as_ref().map_or(true, |outcome| !outcome.good());
+    let bad = match &result {
+        Ok(outcome) => !outcome.good(),
+        Err(error) => !is_interruption(error),
+    };
     if ground.keep
         && bad
         && let Some(kept) = site.keep()
@@ -208,8 +217,11 @@ fn hold(site: &mut Site, fault: Fault, at: u64, rng: &mut StdRng) -> anyhow::Res
     if !inject::lasts(fault) {
         return wait(site, rng.random_range(0..200));
     }
-    let longest =
-        Instant::now() + Duration::from_millis(rng.random_range(SUSPICION_MS + 400..=LONGEST_MS));
+    let longest = match fault {
+        Fault::CutForGood(_) => FOR_GOOD_MS,
+        _ => rng.random_range(SUSPICION_MS + 400..=LONGEST_MS),
+    };
+    let longest = Instant::now() + Duration::from_millis(longest);
     while Instant::now() < longest {
         site.next_event(Duration::from_millis(5))?;
         if let Fault::Storage(_) = fault {
