@@ -4,6 +4,7 @@
 //!
 //! It only sees what any user could see: the `--json` events of the processes and the guest's serial line.
 
+pub(crate) mod clock;
 pub(crate) mod failover;
 pub(crate) mod layout;
 pub(crate) mod namespaces;

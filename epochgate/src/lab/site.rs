@@ -72,8 +72,10 @@ pub(crate) struct Site {
     events: Receiver<(Who, Stamped)>,
     sender: Sender<(Who, Stamped)>,
     seen: Seen,
-    /// All events so far.
+    /// All events so far, with the lab's own time: a part's clock may be wrong.
     journal: Vec<(Who, Stamped)>,
+    /// How far a part's clock was from the lab's at most, in microseconds.
+    astray: u64,
     layout: Layout,
     env: Vec<(Who, String, String)>,
     relays: Vec<Relay>,
@@ -146,6 +148,7 @@ impl Site {
             sender,
             seen: Seen::default(),
             journal: Vec::new(),
+            astray: 0,
             layout: layout.clone(),
             env,
             relays: Vec::new(),
@@ -396,7 +399,12 @@ impl Site {
         match self.events.recv_timeout(limit) {
             Ok((who, event)) => {
                 self.note(&event);
-                self.journal.push((who, event.clone()));
+                let heard = Stamped {
+                    t_us: now_us(),
+                    report: event.report.clone(),
+                };
+                self.astray = self.astray.max(heard.t_us.abs_diff(event.t_us));
+                self.journal.push((who, heard));
                 Ok(Some((who, event)))
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
@@ -441,9 +449,20 @@ impl Site {
         }
     }
 
-    /// All events so far.
+    /// All events so far, at the times at which they were heard.
     pub(crate) fn journal(&self) -> &[(Who, Stamped)] {
         &self.journal
+    }
+
+    /// How far a part's clock was from the lab's at most, in microseconds.
+    pub(crate) fn astray_us(&self) -> u64 {
+        self.astray
+    }
+
+    /// All that a part wrote to stderr.
+    pub(crate) fn log_text(&self, who: Who) -> String {
+        let log = self.path().join(format!("{who:?}.log").to_lowercase());
+        std::fs::read_to_string(log).unwrap_or_default()
     }
 
     /// A part, if it was started.
@@ -498,8 +517,7 @@ impl Site {
 
     /// The last lines that a part wrote to stderr.
     pub(crate) fn log_tail(&self, who: Who) -> String {
-        let log = self.path().join(format!("{who:?}.log").to_lowercase());
-        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let text = self.log_text(who);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(12)..].join("\n")
     }

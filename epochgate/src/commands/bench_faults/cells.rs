@@ -6,9 +6,9 @@
 use coordinator::failpoints as coordinator_points;
 use nbd_server::failpoint as gateway_points;
 
-use crate::lab::Who;
 use crate::lab::layout::Small;
 use crate::lab::network::Host;
+use crate::lab::{Who, clock, namespaces};
 
 /// What the site is doing when the fault comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,6 +60,13 @@ pub(super) enum Cut {
     OneWay(Host, Host),
 }
 
+/// Where a clock goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    Forward,
+    Back,
+}
+
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Fault {
@@ -75,6 +82,8 @@ pub(super) enum Fault {
     CutForGood(Cut),
     /// Storage fails for a while.
     Storage(Small),
+    /// The time of day of a part's host steps by an hour.
+    Clock(Who, Step),
     /// The sleeping source wakes.
     Wake,
 }
@@ -123,6 +132,19 @@ pub(super) fn all() -> Vec<Cell> {
     let takeover = takeover_instants();
     add(Phase::TakingOver, &takeover_faults(), &takeover);
     add(Phase::TakingOverFromSleeper, &[Fault::Wake], &takeover);
+    let clocks = |parts: &[Who]| -> Vec<Fault> {
+        let steps = parts
+            .iter()
+            .map(|&who| [Step::Forward, Step::Back].map(|s| Fault::Clock(who, s)));
+        steps.flatten().collect()
+    };
+    let all = clocks(&[Who::Source, Who::Standby, Who::Gateway]);
+    add(Phase::Running, &all, &[Instant::Random]);
+    add(
+        Phase::TakingOver,
+        &clocks(&[Who::Standby, Who::Gateway]),
+        &takeover,
+    );
     add(
         Phase::FirstCopy,
         &first_copy_faults(),
@@ -206,6 +228,10 @@ pub(super) fn left_out() -> Vec<(&'static str, &'static str)> {
         (
             "faults of storage at failpoints of source and standby",
             "they last longer than an epoch; the steps of the storage are the gateway's",
+        ),
+        (
+            "steps of a clock at the failpoints of an epoch",
+            "nothing there reads the time of day; at a random instant the guest must not notice, in a takeover neither",
         ),
         (
             "failpoints of a takeover while the VM runs",
@@ -301,6 +327,7 @@ impl Fault {
             Self::Storage(Small::LogFull) => "disk-full/log".to_owned(),
             Self::Storage(Small::ImagesFull) => "disk-full/images".to_owned(),
             Self::Storage(Small::ImagesFail) => "eio/images".to_owned(),
+            Self::Clock(who, step) => format!("clock-{step:?}/{who:?}").to_lowercase(),
             Self::Wake => "wake/source-host".to_owned(),
         }
     }
@@ -341,9 +368,15 @@ impl Cell {
         }
     }
 
-    /// Whether it needs more of this machine than processes.
-    pub(super) fn needs_namespaces(&self) -> bool {
-        self.networked() || self.small().is_some()
+    /// Why it can't run on this machine, if it can't.
+    pub(super) fn obstacle(&self) -> Option<String> {
+        if self.networked() || self.small().is_some() {
+            return namespaces::allowed().err();
+        }
+        match self.fault {
+            Fault::Clock(..) => clock::library().err(),
+            _ => None,
+        }
     }
 
     /// How it may end. More than one where it is a race that either side may win.
@@ -351,6 +384,12 @@ impl Cell {
         use Ending::{Down, Source, Standby};
         match self.phase {
             Phase::Running => running_endings(self.fault),
+            // Nobody has asked the gateway yet: whoever does so first wins.
+            Phase::TakingOverFromSleeper
+                if self.instant == Instant::At(Who::Standby, coordinator_points::TAKEOVER[0]) =>
+            {
+                &[Standby, Source]
+            }
             Phase::TakingOverFromSleeper => &[Standby],
             Phase::TakingOver => match self.fault {
                 Fault::Kill(Victim::Gateway) => &[Standby],
@@ -393,7 +432,7 @@ fn running_endings(fault: Fault) -> &'static [Ending] {
         ) => &[Source],
         Fault::Cut(_) => &[Source, Standby],
         Fault::CutForGood(_) => &[Standby],
-        Fault::Storage(_) | Fault::Wake => &[Source],
+        Fault::Storage(_) | Fault::Clock(..) | Fault::Wake => &[Source],
     }
 }
 

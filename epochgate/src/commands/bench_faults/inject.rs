@@ -1,18 +1,21 @@
 //! Doing a fault to a running site, and undoing it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use coordinator::report::Report;
 use rustix::process::Signal;
 
-use super::cells::{Cut, Fault, Victim};
+use super::cells::{Cut, Fault, Step, Victim};
 use crate::lab::network::Host;
 use crate::lab::process::{is_alive, signal_pid, state};
-use crate::lab::{Site, Who};
+use crate::lab::{Site, Who, clock};
 
 /// A part must come to its failpoint within this time.
 const POINT_LIMIT: Duration = Duration::from_secs(20);
+/// In seconds.
+const HOUR: i32 = 3600;
 
 /// Waits until a part has stopped itself at its failpoint.
 pub(super) fn until_stopped(site: &mut Site, who: Who, point: &str) -> anyhow::Result<()> {
@@ -59,7 +62,7 @@ pub(super) fn signal(site: &mut Site, victim: Victim, signal: Signal) {
 }
 
 /// Kills all processes of a victim and waits for their ends.
-fn kill(site: &mut Site, victim: Victim) {
+pub(super) fn kill(site: &mut Site, victim: Victim) {
     signal(site, victim, Signal::KILL);
     for &who in victim.parts() {
         if let Some(part) = site.part(who) {
@@ -77,7 +80,7 @@ fn victim_of(host: Host) -> Victim {
 }
 
 /// Does it.
-pub(super) fn inject(site: &mut Site, fault: Fault) -> anyhow::Result<()> {
+pub(super) fn inject(site: &mut Site, fault: Fault, clock_file: &Path) -> anyhow::Result<()> {
     match fault {
         Fault::Kill(victim) => kill(site, victim),
         Fault::Freeze(victim) => signal(site, victim, Signal::STOP),
@@ -87,6 +90,13 @@ pub(super) fn inject(site: &mut Site, fault: Fault) -> anyhow::Result<()> {
         }
         Fault::Cut(way) | Fault::CutForGood(way) => cut(site, way)?,
         Fault::Storage(_) => site.small_disk().context("a small disk")?.fill()?,
+        Fault::Clock(_, to) => {
+            let seconds = match to {
+                Step::Forward => HOUR,
+                Step::Back => -HOUR,
+            };
+            clock::step(clock_file, seconds)?;
+        }
         Fault::Wake => signal(site, Victim::SourceHost, Signal::CONT),
     }
     Ok(())
@@ -112,7 +122,7 @@ fn cut(site: &Site, way: Cut) -> anyhow::Result<()> {
 
 /// Whether it lasts until it is undone.
 pub(super) fn lasts(fault: Fault) -> bool {
-    !matches!(fault, Fault::Kill(_) | Fault::Wake)
+    !matches!(fault, Fault::Kill(_) | Fault::Clock(..) | Fault::Wake)
 }
 
 /// Undoes it, or starts again what should always run. Returns whether a new standby was started.
@@ -126,7 +136,8 @@ pub(super) fn undo(site: &mut Site, fault: Fault) -> anyhow::Result<bool> {
         }
         Fault::Cut(_) | Fault::CutForGood(_) => site.network().context("a network")?.heal()?,
         Fault::Storage(_) => site.small_disk().context("a small disk")?.free()?,
-        Fault::Wake => {}
+        // A clock that was set stays as it is.
+        Fault::Clock(..) | Fault::Wake => {}
     }
     Ok(false)
 }

@@ -9,6 +9,7 @@ use nbd_server::control::client::Client;
 use super::cells::{Cell, Ending, Fault, Phase, Victim};
 use super::inject;
 use super::run::{Outcome, until};
+use crate::lab::layout::Small;
 use crate::lab::process::is_alive;
 use crate::lab::site::VM;
 use crate::lab::witness::Verdict;
@@ -39,6 +40,11 @@ pub(super) fn judge(
     owners(site, ending, &mut outcome)?;
     zombies(site, cell, ending, &mut outcome)?;
     epochs(site, ending, &mut outcome)?;
+    if !felt(site, cell.fault) {
+        outcome
+            .problems
+            .push("nobody felt the fault: the run says nothing".to_owned());
+    }
     if ending == Ending::Down {
         cold_start(site, &mut outcome)?;
     }
@@ -86,6 +92,18 @@ fn group(site: &Site) -> anyhow::Result<GroupStatus> {
         let client = Client::connect(&control).await?;
         Ok(client.group(VM).await?)
     })
+}
+
+/// Whether the fault was one, where that can be seen.
+pub(super) fn felt(site: &Site, fault: Fault) -> bool {
+    let said = |text: &str| site.log_text(Who::Gateway).contains(text);
+    match fault {
+        Fault::Storage(Small::LogFull) => said("no space left"),
+        Fault::Storage(Small::ImagesFull) => said("No space left"),
+        Fault::Storage(Small::ImagesFail) => said("Input/output error"),
+        Fault::Clock(Who::Source | Who::Standby, _) => site.astray_us() > 1_000_000_000,
+        _ => true,
+    }
 }
 
 /// One owner, and it is the one that goes on.
@@ -173,7 +191,7 @@ fn epochs(site: &mut Site, ending: Ending, outcome: &mut Outcome) -> anyhow::Res
         }
     }
     let log = match site.small_disk() {
-        Some(small) if site.paths().small == Some(crate::lab::layout::Small::LogFull) => {
+        Some(small) if site.paths().small == Some(Small::LogFull) => {
             small.inside(&format!("{VM}.epochlog"))
         }
         _ => site.paths().log(),

@@ -22,7 +22,6 @@ use self::results::{Record, Results};
 use self::run::Ground;
 use crate::cli::bench::FaultsArgs;
 use crate::exit::Usage;
-use crate::lab::namespaces;
 use crate::lab::saved::boot_and_save;
 use crate::lab::site::is_interruption;
 
@@ -33,10 +32,9 @@ pub(crate) fn run(args: &FaultsArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     crate::runtime::interrupt_on_signals()?;
-    let missing = namespaces::allowed().err();
     let (can, cannot): (Vec<Cell>, Vec<Cell>) = chosen
         .into_iter()
-        .partition(|cell| missing.is_none() || !cell.needs_namespaces());
+        .partition(|cell| cell.obstacle().is_none());
     let seed = args.seed.unwrap_or_else(|| rand::rng().random());
     let results = Results::open(args.results.as_deref())?;
     let runs = match (args.runs, args.per_cell) {
@@ -80,8 +78,7 @@ pub(crate) fn run(args: &FaultsArgs) -> anyhow::Result<ExitCode> {
         .results
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    let reason = missing.unwrap_or_default();
-    results.print(args, seed, &cannot, &reason);
+    results.print(args, seed, &cannot);
     for outcome in outcomes {
         if let Err(error) = outcome
             && !is_interruption(&error)
@@ -205,8 +202,7 @@ fn list(cells: &[Cell]) {
     for (what, why) in cells::left_out() {
         println!("- {what}: {why}");
     }
-    if let Err(why) = namespaces::allowed() {
-        let count = cells.iter().filter(|cell| cell.needs_namespaces()).count();
+    for (why, count) in results::obstacles(cells) {
         println!("- {count} of the above can't run here: {why}");
     }
 }

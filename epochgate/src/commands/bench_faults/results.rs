@@ -46,6 +46,15 @@ impl Record {
     }
 }
 
+/// Why how many cells can't run on this machine.
+pub(super) fn obstacles(cells: &[Cell]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for why in cells.iter().filter_map(Cell::obstacle) {
+        *counts.entry(why).or_default() += 1;
+    }
+    counts
+}
+
 /// All runs so far.
 #[derive(Debug, Default)]
 pub(super) struct Results {
@@ -101,7 +110,7 @@ impl Results {
     }
 
     /// The table, or the same as JSON or Markdown. `cannot` are the cells that can't run here.
-    pub(super) fn print(&self, args: &FaultsArgs, seed: u64, cannot: &[Cell], reason: &str) {
+    pub(super) fn print(&self, args: &FaultsArgs, seed: u64, cannot: &[Cell]) {
         let rows = self.rows();
         let total = self.total();
         if args.json {
@@ -111,7 +120,7 @@ impl Results {
                     "total": total,
                     "rows": rows,
                     "not_run": cannot.iter().map(Cell::name).collect::<Vec<_>>(),
-                    "not_run_reason": reason,
+                    "not_run_because": obstacles(cannot),
                     "failures": self.records.iter().filter(|r| !r.good()).collect::<Vec<_>>(),
                     "seed": seed,
                 })
@@ -157,8 +166,8 @@ impl Results {
                 record.cell, record.seed
             );
         }
-        if !cannot.is_empty() {
-            let _ = writeln!(text, "NOT RUN: {} cells; {reason}", cannot.len());
+        for (why, count) in obstacles(cannot) {
+            let _ = writeln!(text, "NOT RUN: {count} cells, {why}");
         }
         print!("{text}");
     }

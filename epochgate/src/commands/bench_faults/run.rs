@@ -1,6 +1,6 @@
 //! One run of a cell: a site with a guest that has booted before, the fault, what becomes of it, and the judgement.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -17,13 +17,14 @@ use crate::cli::LabArgs;
 use crate::lab::layout::Layout;
 use crate::lab::process::is_alive;
 use crate::lab::site::is_interruption;
-use crate::lab::{Site, Who};
+use crate::lab::{Site, Who, clock};
 
 /// Silence after which a peer is suspected.
 const SUSPICION_MS: u64 = 1000;
 /// Silence of the gateway after which the source gives the VM up. Longer than a fault that passes.
 const PATIENCE_MS: u64 = 4000;
-/// A cut that stays, stays until the guest goes on elsewhere, or so long.
+/// What stays until it is answered, stays so long at most: a cut until the guest goes on elsewhere, storage that fails until
+/// somebody has met that.
 const FOR_GOOD_MS: u64 = 20_000;
 /// A fault that nobody answers with a takeover or by going on without protection lasts this long at most.
 const LONGEST_MS: u64 = 2000;
@@ -84,6 +85,13 @@ pub(super) struct Ground<'a> {
     pub keep: bool,
 }
 
+impl Ground<'_> {
+    /// Where a clock that is stepped reads its offset.
+    fn clock_file(&self) -> PathBuf {
+        self.go.with_extension("clock")
+    }
+}
+
 /// Runs `cell` once.
 pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow::Result<Outcome> {
     let _ = std::fs::remove_file(ground.go);
@@ -92,7 +100,13 @@ pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow:
         small: cell.small(),
         ..layout(ground.saved)
     };
-    let mut site = Site::with(ground.lab, &layout, failpoint_of(cell, ground.go, rng))?;
+    let mut env = failpoint_of(cell, ground.go, rng);
+    if let Fault::Clock(who, _) = cell.fault {
+        let library = clock::library().map_err(|why| anyhow::anyhow!(why))?;
+        clock::step(&ground.clock_file(), 0)?;
+        env.extend(clock::environment(who, &library, &ground.clock_file()));
+    }
+    let mut site = Site::with(ground.lab, &layout, env)?;
     let result = play(&mut site, ground, cell, rng);
     let _ = std::fs::remove_file(ground.go);
     // Whoever still sleeps must hear of the end.
@@ -161,7 +175,7 @@ fn play(
         .latest()
         .context("the witness spoke before")?;
     let at = now_us();
-    inject::inject(site, cell.fault)?;
+    inject::inject(site, cell.fault, &ground.clock_file())?;
     if let cells::Instant::At(who, _) = cell.instant
         && !sleeps(cell.fault, who)
     {
@@ -174,9 +188,6 @@ fn play(
     if inject::undo(site, cell.fault)? {
         // Only what the new standby says counts.
         since = so_far;
-    }
-    if cell.phase == Phase::TakingOverFromSleeper && cell.fault != Fault::Wake {
-        inject::signal(site, Victim::SourceHost, Signal::CONT);
     }
     let over = now_us();
     let ending = settle(site, since, over)?;
@@ -194,8 +205,8 @@ fn come_to_the_instant(
         std::fs::write(ground.go, "")?;
     }
     match cell.phase {
-        Phase::TakingOver => inject::inject(site, Fault::Kill(Victim::SourceHost))?,
-        Phase::TakingOverFromSleeper => inject::inject(site, Fault::Freeze(Victim::SourceHost))?,
+        Phase::TakingOver => inject::kill(site, Victim::SourceHost),
+        Phase::TakingOverFromSleeper => inject::signal(site, Victim::SourceHost, Signal::STOP),
         Phase::Running | Phase::FirstCopy => {}
     }
     match cell.instant {
@@ -218,7 +229,7 @@ fn hold(site: &mut Site, fault: Fault, at: u64, rng: &mut StdRng) -> anyhow::Res
         return wait(site, rng.random_range(0..200));
     }
     let longest = match fault {
-        Fault::CutForGood(_) => FOR_GOOD_MS,
+        Fault::CutForGood(_) | Fault::Storage(_) => FOR_GOOD_MS,
         _ => rng.random_range(SUSPICION_MS + 400..=LONGEST_MS),
     };
     let longest = Instant::now() + Duration::from_millis(longest);
@@ -227,6 +238,9 @@ fn hold(site: &mut Site, fault: Fault, at: u64, rng: &mut StdRng) -> anyhow::Res
         if let Fault::Storage(_) = fault {
             // Whatever the guest gives back meanwhile is taken, too.
             site.small_disk().context("a small disk")?.fill()?;
+            if judge::felt(site, fault) {
+                break;
+            }
         }
         let answered = site.journal().iter().any(|(_, event)| {
             event.t_us > at
@@ -239,7 +253,7 @@ fn hold(site: &mut Site, fault: Fault, at: u64, rng: &mut StdRng) -> anyhow::Res
             break;
         }
     }
-    wait(site, rng.random_range(0..200))
+    wait(site, rng.random_range(0..400))
 }
 
 /// Waits until it is clear where the guest goes on. `since` is where the events of the present standby begin, `over` when the
