@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check guest setup qemu10 bench build clean-runtime fuzz model simulate
+.PHONY: help demo test check guest setup qemu10 bench build clean-runtime faults fuzz model simulate
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -27,6 +27,10 @@ check: setup ## formatting, lints, documentation
 
 bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
 	@PARTS="$(PARTS)" tests/scripts/bench.sh
+
+faults: build guest ## the fault matrix, so many runs (RUNS=2000 PARALLEL=2); earlier ones in target/faults.jsonl count
+	@$(EPOCHGATE) bench faults --keep --runs $(or $(RUNS),2000) --parallel $(or $(PARALLEL),2) \
+	  --results $(TARGET)/faults.jsonl $(ARGS)
 
 fuzz: ## every fuzz target for so long each (SECONDS=60)
 	@tests/scripts/fuzz.sh $(or $(SECONDS),60)

@@ -24,6 +24,8 @@ nbdkit             nbdkit
 nbd-server         nbd-server
 nbdinfo            libnbd-bin
 nbdsh              python3-libnbd
+losetup            mount
+/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 libfaketime
 "
 
 # Tools for administrators are not on everyone's PATH.

@@ -77,9 +77,18 @@ pub fn run<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = S>,
 ) -> Ended {
+    run_for(120, program, args)
+}
+
+/// The same for one that may take so many seconds.
+pub fn run_for<S: AsRef<OsStr>>(
+    seconds: u32,
+    program: impl AsRef<OsStr>,
+    args: impl IntoIterator<Item = S>,
+) -> Ended {
     let program = program.as_ref();
     let output = Command::new("timeout")
-        .args(["--signal=KILL", "120"])
+        .args(["--signal=KILL", &seconds.to_string()])
         .arg(program)
         .args(args)
         .output()

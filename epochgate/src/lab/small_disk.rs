@@ -70,9 +70,12 @@ impl SmallDisk {
         Ok(device.into())
     }
 
-    /// Takes every last byte.
+    /// Takes every last byte, also what was given back since the last time.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
-        let mut ballast = File::create(self.inside("ballast"))?;
+        let mut ballast = File::options()
+            .create(true)
+            .append(true)
+            .open(self.inside("ballast"))?;
         for size in [1 << 20, 64 << 10, 4096] {
             while ballast.write_all(&vec![7; size]).is_ok() {}
         }

@@ -40,7 +40,7 @@ pub(super) fn layout(saved: &Path) -> Layout {
         disk_bytes: 8 << 20,
         suspicion_ms: SUSPICION_MS,
         patience_ms: PATIENCE_MS,
-        append: "witness.blocks=768 witness.report_ms=50",
+        append: "witness.blocks=384 witness.report_ms=50",
         saved: Some(saved.to_owned()),
         networked: false,
         small: None,
