@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::cli::DemoArgs;
 use crate::lab::failover::{self, Outcome};
-use crate::lab::site::{self, Seen};
+use crate::lab::seen::Seen;
+use crate::lab::site;
 use crate::lab::witness::Verdict;
 use crate::lab::{Site, Who};
 use crate::output::{bytes, millis, percentile};

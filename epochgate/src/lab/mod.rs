@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod process;
 mod relay;
 pub(crate) mod saved;
+pub(crate) mod seen;
 pub(crate) mod site;
 pub(crate) mod small_disk;
 pub(crate) mod witness;

@@ -14,6 +14,7 @@ use super::namespaces::Place;
 use super::network::{Host, Network};
 use super::process::Process;
 use super::relay::{End, Relay};
+use super::seen::Seen;
 use super::small_disk::SmallDisk;
 use super::witness::Serial;
 use crate::cli::LabArgs;
@@ -33,33 +34,6 @@ pub(crate) enum Who {
     Standby,
     /// `epochgate protect`.
     Source,
-}
-
-/// What is in the events so far, kept by [`Site`] while it waits.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Seen {
-    /// Process id of the source's QEMU.
-    pub source_qemu: Option<i32>,
-    /// Version of QEMU.
-    pub qemu: String,
-    /// The dirty tracker that runs.
-    pub dirty_tracker: String,
-    /// Pauses in microseconds, since [`Site::measure_from_now`].
-    pub pauses: Vec<coordinator::report::Pause>,
-    /// Bytes on the wire per checkpoint.
-    pub wire_bytes: Vec<u64>,
-    /// Microseconds from capture to COMMIT 1.
-    pub commit1: Vec<u64>,
-    /// Microseconds from COMMIT 1 to the durable record.
-    pub commit2: Vec<u64>,
-    /// Last epoch that the source reported as committed.
-    pub committed: u64,
-    /// Epochs committed since the VM is protected.
-    pub epochs: u64,
-    /// What the standby came to after it lost the source: it resumed, or discarded what it held.
-    pub conclusion: Option<Stamped>,
-    /// How the standby noticed.
-    pub noticed_by: String,
 }
 
 /// A running site. Dropping it stops everything and removes its files.
@@ -398,7 +372,7 @@ impl Site {
         }
         match self.events.recv_timeout(limit) {
             Ok((who, event)) => {
-                self.note(&event);
+                self.seen.note(&event);
                 let heard = Stamped {
                     t_us: now_us(),
                     report: event.report.clone(),
@@ -408,44 +382,6 @@ impl Site {
                 Ok(Some((who, event)))
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
-        }
-    }
-
-    fn note(&mut self, event: &Stamped) {
-        match &event.report {
-            Report::VmStarted {
-                pid,
-                qemu,
-                dirty_tracker,
-                ..
-            } => {
-                self.seen.source_qemu = i32::try_from(*pid).ok();
-                self.seen.qemu.clone_from(qemu);
-                self.seen.dirty_tracker.clone_from(dirty_tracker);
-            }
-            Report::Captured {
-                pause_us,
-                wire_bytes,
-                ..
-            } => {
-                self.seen.pauses.push(*pause_us);
-                self.seen.wire_bytes.push(*wire_bytes);
-            }
-            Report::Committed {
-                epoch,
-                commit1_us,
-                commit2_us,
-            } => {
-                self.seen.committed = epoch.0;
-                self.seen.epochs += 1;
-                self.seen.commit1.push(*commit1_us);
-                self.seen.commit2.push(*commit2_us);
-            }
-            Report::SourceLost { reason } => self.seen.noticed_by.clone_from(reason),
-            Report::Resumed { .. } | Report::Discarded { .. } => {
-                self.seen.conclusion = Some(event.clone());
-            }
-            _ => {}
         }
     }
 

@@ -294,7 +294,7 @@ fn ending(site: &mut Site, since: usize, over: u64) -> Option<Ending> {
         return source_gone.then_some(Ending::Standby);
     }
     if source_gone {
-        let idle = match standby().last() {
+        let idle = match standby().next_back() {
             None => standby_gone && quiet(over),
             Some((_, event)) => {
                 quiet(event.t_us)

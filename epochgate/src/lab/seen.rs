@@ -1,0 +1,71 @@
+//! What the events of a site have told so far.
+
+use coordinator::report::{Report, Stamped};
+
+/// What is in the events so far, kept by [`Site`](super::Site) while it waits.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Seen {
+    /// Process id of the source's QEMU.
+    pub source_qemu: Option<i32>,
+    /// Version of QEMU.
+    pub qemu: String,
+    /// The dirty tracker that runs.
+    pub dirty_tracker: String,
+    /// Pauses in microseconds, since [`Site::measure_from_now`](super::Site::measure_from_now).
+    pub pauses: Vec<coordinator::report::Pause>,
+    /// Bytes on the wire per checkpoint.
+    pub wire_bytes: Vec<u64>,
+    /// Microseconds from capture to COMMIT 1.
+    pub commit1: Vec<u64>,
+    /// Microseconds from COMMIT 1 to the durable record.
+    pub commit2: Vec<u64>,
+    /// Last epoch that the source reported as committed.
+    pub committed: u64,
+    /// Epochs committed since the VM is protected.
+    pub epochs: u64,
+    /// What the standby came to after it lost the source: it resumed, or discarded what it held.
+    pub conclusion: Option<Stamped>,
+    /// How the standby noticed.
+    pub noticed_by: String,
+}
+
+impl Seen {
+    /// Takes one event into account.
+    pub(super) fn note(&mut self, event: &Stamped) {
+        match &event.report {
+            Report::VmStarted {
+                pid,
+                qemu,
+                dirty_tracker,
+                ..
+            } => {
+                self.source_qemu = i32::try_from(*pid).ok();
+                self.qemu.clone_from(qemu);
+                self.dirty_tracker.clone_from(dirty_tracker);
+            }
+            Report::Captured {
+                pause_us,
+                wire_bytes,
+                ..
+            } => {
+                self.pauses.push(*pause_us);
+                self.wire_bytes.push(*wire_bytes);
+            }
+            Report::Committed {
+                epoch,
+                commit1_us,
+                commit2_us,
+            } => {
+                self.committed = epoch.0;
+                self.epochs += 1;
+                self.commit1.push(*commit1_us);
+                self.commit2.push(*commit2_us);
+            }
+            Report::SourceLost { reason } => self.noticed_by.clone_from(reason),
+            Report::Resumed { .. } | Report::Discarded { .. } => {
+                self.conclusion = Some(event.clone());
+            }
+            _ => {}
+        }
+    }
+}
