@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover nbd commit memory; what
-# is not chosen stays as it is). RUNS is the number of failovers of the main bench (100), OTHERS that of its two variants
+# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover nbd commit memory, and
+# faults, which is only done when it is asked for; what is not chosen stays as it is). RUNS is the number of failovers of the main bench (100), OTHERS that of its two variants
 # (20), REPEATS how often the others repeat (3). NBD, COMMIT and MEMORY
 # are further options of `bench nbd`, `bench commit` and `bench memory`, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
 # 10 GiB of storage that is worth measuring. Quit other work on the machine first.
@@ -17,8 +17,8 @@ trap 'rm -f "$out"' EXIT
 
 for part in $parts; do
   case $part in
-    failover | nbd | commit | memory) ;;
-    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover nbd commit memory" >&2; exit 2 ;;
+    failover | faults | nbd | commit | memory) ;;
+    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover faults nbd commit memory" >&2; exit 2 ;;
   esac
 done
 
@@ -38,6 +38,13 @@ EOF
   [ -x "$qemu10" ] || tests/scripts/fetch-qemu10.sh >&2
   bench failover --markdown --keep --runs "$others" --qemu "$qemu10"
   bench failover --markdown --keep --runs "$others" --tracker hash --interval 500
+}
+
+# All runs of the matrix so far, and FAULTS more.
+faults() {
+  printf '## The fault matrix\n\n'
+  printf 'What the cells are and what each run asserts: [testing.md](testing.md#the-fault-matrix). `make faults RUNS=n` adds runs.\n\n'
+  bench faults --markdown --keep --runs "${FAULTS:-0}" --parallel 2 --results "${CARGO_TARGET_DIR:-target}/faults.jsonl"
 }
 
 nbd() {
@@ -66,6 +73,7 @@ part() {
 
 sed '/^<!-- part /,$d' "$results" >"$out"
 part failover
+part faults
 part nbd
 part commit
 part memory

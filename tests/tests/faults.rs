@@ -56,7 +56,7 @@ fn all_good(cells: &[&str]) {
     for cell in cells {
         args.extend(["--cell", cell]);
     }
-    let ended = run_for(400, paths::epochgate(), args).with(0);
+    let ended = run_for(900, paths::epochgate(), args).with(0);
     let summary: Value = serde_json::from_str(&ended.out).unwrap();
     let total = &summary["total"];
     assert_eq!(total["cells"], cells.len(), "{summary}");

@@ -2,13 +2,13 @@
 //! guest, the log what is committed.
 
 use anyhow::Context;
-use coordinator::report::Report;
+use coordinator::report::{Report, now_us};
 use nbd_server::control::api::{AttachmentKind, GroupStatus};
 use nbd_server::control::client::Client;
 
 use super::cells::{Cell, Ending, Fault, Phase, Victim};
 use super::inject;
-use super::run::{Outcome, until};
+use super::run::{Outcome, TooBusy, suspected_again, until};
 use crate::lab::layout::Small;
 use crate::lab::process::is_alive;
 use crate::lab::site::VM;
@@ -55,7 +55,11 @@ pub(super) fn judge(
 fn at(site: &mut Site, who: Who, before: &Verdict, outcome: &mut Outcome) -> anyhow::Result<()> {
     let mut first = None;
     let mut last = None;
+    let well = now_us();
     until(site, "the witness to go over all blocks", |site| {
+        if suspected_again(site, well) {
+            return true;
+        }
         let Some(now) = site.serial(who).latest() else {
             return false;
         };
@@ -64,6 +68,9 @@ fn at(site: &mut Site, who: Who, before: &Verdict, outcome: &mut Outcome) -> any
         last = Some(now);
         done
     })?;
+    if suspected_again(site, well) {
+        return Err(TooBusy.into());
+    }
     let verdict = last.context("a verdict")?;
     outcome.checked = verdict.checked.saturating_sub(before.checked);
     outcome.mismatches = verdict.mismatches;
@@ -100,7 +107,8 @@ pub(super) fn felt(site: &Site, fault: Fault) -> bool {
     match fault {
         Fault::Storage(Small::LogFull) => said("no space left"),
         Fault::Storage(Small::ImagesFull) => said("No space left"),
-        Fault::Storage(Small::ImagesFail) => said("Input/output error"),
+        // Mostly EIO; ENOSPC comes through where the device is asked for zeros.
+        Fault::Storage(Small::ImagesFail) => said("can't be written"),
         Fault::Clock(Who::Source | Who::Standby, _) => site.astray_us() > 1_000_000_000,
         _ => true,
     }

@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 
 use self::cells::Cell;
 use self::results::{Record, Results};
-use self::run::Ground;
+use self::run::{Ground, TooBusy};
 use crate::cli::bench::FaultsArgs;
 use crate::exit::Usage;
 use crate::lab::saved::boot_and_save;
@@ -41,8 +41,14 @@ pub(crate) fn run(args: &FaultsArgs) -> anyhow::Result<ExitCode> {
         (Some(runs), _) => runs as usize,
         (None, per_cell) => per_cell as usize * can.len(),
     };
+    let todo = plan(&can, &results, runs, args, seed);
+    if todo.is_empty() {
+        // Only the table over the runs that there were.
+        results.print(args, seed, &cannot);
+        return Ok(verdict(&results, &cannot));
+    }
     let work = Work {
-        todo: Mutex::new(plan(&can, &results, runs, args, seed)),
+        todo: Mutex::new(todo),
         results: Mutex::new(results),
         bar: progress(args, runs),
     };
@@ -86,11 +92,16 @@ pub(crate) fn run(args: &FaultsArgs) -> anyhow::Result<ExitCode> {
             return Err(error);
         }
     }
-    Ok(if results.all_good() && cannot.is_empty() {
+    Ok(verdict(&results, &cannot))
+}
+
+/// Cells that can't run here are not passed.
+fn verdict(results: &Results, cannot: &[Cell]) -> ExitCode {
+    if results.all_good() && cannot.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
 /// What the workers share.
@@ -117,6 +128,12 @@ impl Work {
             let (outcome, failure) = match run::run(ground, &cell, &mut rng) {
                 Ok(outcome) => (Some(outcome), None),
                 Err(error) if is_interruption(&error) => return Err(error),
+                Err(error) if error.is::<TooBusy>() => {
+                    let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+                    results.void(&cell.name());
+                    self.bar.inc(1);
+                    continue;
+                }
                 Err(error) => (None, Some(format!("{error:#}"))),
             };
             let record = Record {

@@ -59,6 +59,8 @@ pub(super) fn obstacles(cells: &[Cell]) -> BTreeMap<String, usize> {
 #[derive(Debug, Default)]
 pub(super) struct Results {
     records: Vec<Record>,
+    /// Runs of this time that say nothing.
+    void: u64,
     file: Option<File>,
 }
 
@@ -81,6 +83,7 @@ impl Results {
         let file = file.with_context(|| format!("{} can't be written", path.display()))?;
         Ok(Self {
             records,
+            void: 0,
             file: Some(file),
         })
     }
@@ -101,12 +104,20 @@ impl Results {
         Ok(())
     }
 
+    /// A run that says nothing, because this machine was too busy.
+    pub(super) fn void(&mut self, cell: &str) {
+        eprintln!(
+            "VOID    {cell}: a part was silent for too long without a fault; this machine is too busy"
+        );
+        self.void += 1;
+    }
+
     pub(super) fn runs_of(&self, cell: &str) -> u64 {
         self.records.iter().filter(|r| r.cell == cell).count() as u64
     }
 
     pub(super) fn all_good(&self) -> bool {
-        self.records.iter().all(Record::good)
+        self.void == 0 && self.records.iter().all(Record::good)
     }
 
     /// The table, or the same as JSON or Markdown. `cannot` are the cells that can't run here.
@@ -122,6 +133,7 @@ impl Results {
                     "not_run": cannot.iter().map(Cell::name).collect::<Vec<_>>(),
                     "not_run_because": obstacles(cannot),
                     "failures": self.records.iter().filter(|r| !r.good()).collect::<Vec<_>>(),
+                    "void": self.void,
                     "seed": seed,
                 })
             );
@@ -165,6 +177,9 @@ impl Results {
                 "FAILED {} (seed {}): {first}",
                 record.cell, record.seed
             );
+        }
+        if self.void > 0 {
+            let _ = writeln!(text, "VOID: {} runs; this machine was too busy", self.void);
         }
         for (why, count) in obstacles(cannot) {
             let _ = writeln!(text, "NOT RUN: {count} cells, {why}");

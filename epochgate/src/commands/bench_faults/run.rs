@@ -19,15 +19,15 @@ use crate::lab::process::is_alive;
 use crate::lab::site::is_interruption;
 use crate::lab::{Site, Who, clock};
 
-/// Silence after which a peer is suspected.
-const SUSPICION_MS: u64 = 1000;
+/// Silence after which a peer is suspected. On a busy machine a process may well sleep for a second.
+const SUSPICION_MS: u64 = 2000;
 /// Silence of the gateway after which the source gives the VM up. Longer than a fault that passes.
-const PATIENCE_MS: u64 = 4000;
+const PATIENCE_MS: u64 = 6000;
 /// What stays until it is answered, stays so long at most: a cut until the guest goes on elsewhere, storage that fails until
 /// somebody has met that.
 const FOR_GOOD_MS: u64 = 20_000;
 /// A fault that nobody answers with a takeover or by going on without protection lasts this long at most.
-const LONGEST_MS: u64 = 2000;
+const LONGEST_MS: u64 = 3000;
 const STEP_LIMIT: Duration = Duration::from_secs(30);
 /// An epoch that is committed so long after a fault is over shows that the source is well.
 const WELL_US: u64 = 250_000;
@@ -72,6 +72,26 @@ impl Outcome {
     pub(super) fn good(&self) -> bool {
         self.mismatches == 0 && !self.double_owner && !self.lost && self.problems.is_empty()
     }
+}
+
+/// A part was suspected by its silence although no fault kept it silent: this machine was too busy, and the run says nothing of the
+/// fault.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a part was taken for lost by its silence when nothing was wrong: this machine is too busy"
+)]
+pub(super) struct TooBusy;
+
+/// Whether a standby took over from a source that was well, `since` the fault was over, by its silence alone.
+pub(super) fn suspected_again(site: &Site, since: u64) -> bool {
+    site.journal().iter().any(|(_, event)| {
+        event.t_us > since
+            && matches!(
+                &event.report,
+                Report::SourceLost { reason } | Report::StandbyLost { reason }
+                    if reason.starts_with("nothing came")
+            )
+    })
 }
 
 /// What a run needs from its surroundings.
@@ -191,7 +211,12 @@ fn play(
     }
     let over = now_us();
     let ending = settle(site, since, over)?;
-    judge::judge(site, cell, ending, &before)
+    let well = now_us();
+    let judged = judge::judge(site, cell, ending, &before);
+    if judged.as_ref().map_or(true, |outcome| !outcome.good()) && suspected_again(site, well) {
+        return Err(TooBusy.into());
+    }
+    judged
 }
 
 fn come_to_the_instant(
@@ -230,7 +255,7 @@ fn hold(site: &mut Site, fault: Fault, at: u64, rng: &mut StdRng) -> anyhow::Res
     }
     let longest = match fault {
         Fault::CutForGood(_) | Fault::Storage(_) => FOR_GOOD_MS,
-        _ => rng.random_range(SUSPICION_MS + 400..=LONGEST_MS),
+        _ => rng.random_range(SUSPICION_MS + 300..=LONGEST_MS),
     };
     let longest = Instant::now() + Duration::from_millis(longest);
     while Instant::now() < longest {
