@@ -7,7 +7,7 @@
 //! - one that does not open names the damage, as `verify` does, and nothing of it was changed;
 //! - where at least one copy of everything that counts is left, it opens.
 //!
-//! Input: a byte that chooses the log and how thoroughly it is looked at, then alterations, see [`alter`](self::alter).
+//! Input: a byte that chooses the log and how thoroughly it is looked at, then alterations, see `alter.rs`.
 
 mod alter;
 mod place;

@@ -1,11 +1,11 @@
 //! A whole server on a socket: a client with well-formed requests of every kind, in one stream with the handshake and cut anywhere, gets
 //! exactly one whole reply to each, whatever comes behind them.
 //!
-//! Input: three bytes that choose the export, what is negotiated, and the cut; then records, see [`Stream::record`].
+//! Input: three bytes that choose the export, what is negotiated, and the cut; then records, see `Stream::record`.
 //!
-//! A plan without the bit [`THREADS`] has the server on the thread of the fuzzer and without workers: all that the client sends is in the
-//! socket before it begins, and all that it answers has room there. That takes no thread and no waiting, so it is many times faster. With
-//! the bit, client, connection and workers are threads beside each other, behind a listener, as in life.
+//! [`run`] has the server on the thread of the fuzzer and without workers: all that the client sends is in the socket before it begins,
+//! and all that it answers has room there. That takes no thread and no waiting, so it is many times faster than [`run_with_threads`],
+//! where client, connection and workers are threads beside each other, behind a listener, as in life.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -37,8 +37,6 @@ const BUDGET: u64 = 2 << 20;
 const BUDGET_ALONE: u64 = 300 << 10;
 /// What a request may take of such a buffer beyond its data, answer or not.
 const OVERHEAD: u64 = 1500;
-/// The bit of the plan that asks for threads.
-const THREADS: u8 = 0x20;
 
 const WRITE: u16 = 1;
 const DISC: u16 = 2;
@@ -219,7 +217,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(plan: u8, negotiate: u8) -> Self {
+    fn new(plan: u8, negotiate: u8, budget: u64) -> Self {
         let headers =
             [Headers::Simple, Headers::Structured, Headers::Extended][usize::from(negotiate) % 3];
         let mut stream = Self {
@@ -227,11 +225,7 @@ impl Stream {
             contexts: Vec::new(),
             bytes: vec![0, 0, 0, 3],
             asked: HashMap::new(),
-            budget: if plan & THREADS == 0 {
-                BUDGET_ALONE
-            } else {
-                BUDGET
-            },
+            budget,
         };
         let name = "x".repeat(plan.into());
         match headers {
@@ -385,12 +379,21 @@ fn string(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Runs one input.
+/// Runs one input on this thread alone.
 pub fn run(data: &[u8]) {
+    converse(data, BUDGET_ALONE, |bytes, _| alone(&bytes));
+}
+
+/// Runs one input with threads.
+pub fn run_with_threads(data: &[u8]) {
+    converse(data, BUDGET, with_threads);
+}
+
+fn converse(data: &[u8], budget: u64, exchange: impl FnOnce(Vec<u8>, u8) -> Vec<u8>) {
     let Some((&[plan, negotiate, cut], mut input)) = data.split_first_chunk::<3>() else {
         return;
     };
-    let mut stream = Stream::new(plan, negotiate);
+    let mut stream = Stream::new(plan, negotiate, budget);
     while stream.record(&mut input) {}
     let Stream {
         headers,
@@ -399,11 +402,7 @@ pub fn run(data: &[u8]) {
         ..
     } = stream;
 
-    let out = if plan & THREADS == 0 {
-        alone(&bytes)
-    } else {
-        with_threads(bytes, cut)
-    };
+    let out = exchange(bytes, cut);
     let transmission = handshake(&out);
     let left = replies::check(headers, transmission, &mut asked);
     assert!(left.is_empty(), "the beginning of a reply at the end");

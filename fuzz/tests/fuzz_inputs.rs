@@ -83,14 +83,7 @@ fn a_whole_server_takes_every_kept_input() {
 
 #[test]
 fn a_server_with_threads_takes_every_kept_input() {
-    let with_threads = |input: &[u8]| {
-        let mut input = input.to_vec();
-        if let Some(plan) = input.first_mut() {
-            *plan |= 0x20;
-        }
-        session::run(&input);
-    };
-    runs("session", with_threads, 1_000);
+    runs("session", session::run_with_threads, 1_000);
 }
 
 #[test]

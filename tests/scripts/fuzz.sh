@@ -20,15 +20,16 @@ cargo fuzz --version >/dev/null 2>&1 || die "cargo-fuzz is missing; install it w
 export RUSTC_BOOTSTRAP=1
 fuzz() { cargo fuzz "$1" --fuzz-dir libfuzzer --sanitizer none "${@:2}"; }
 
-[ $# -gt 0 ] || set -- negotiation transmission session control checkpoint log configuration
+[ $# -gt 0 ] || set -- negotiation transmission session session_threads control checkpoint log configuration
 fuzz build
 code=0
 for target in "$@"; do
-  [ -d "seeds/$target" ] || die "there is no target $target"
-  mkdir -p "corpus/$target" "failed/$target"
+  inputs=${target%_threads}
+  [ -d "seeds/$inputs" ] || die "there is no target $target"
+  mkdir -p "corpus/$inputs" "failed/$inputs"
   echo "== $target, $seconds s"
   log=$(mktemp)
-  fuzz run "$target" "corpus/$target" "seeds/$target" "failed/$target" -- \
+  fuzz run "$target" "corpus/$inputs" "seeds/$inputs" "failed/$inputs" -- \
     -max_total_time="$seconds" -max_len=20000 -timeout="${FUZZ_TIMEOUT:-1}" \
     -malloc_limit_mb="${FUZZ_MALLOC_MIB:-64}" -rss_limit_mb="${FUZZ_RSS_MIB:-512}" -print_final_stats=1 >"$log" 2>&1 || code=1
   grep -E '^(stat::|SUMMARY)|DONE|panicked|left:|right:|Test unit written' "$log" || tail -n 20 "$log"
