@@ -253,9 +253,18 @@ impl Source {
         self.checkpoint_due()
     }
 
+    /// Until the first commit a flush of the guest waits for it, and the next capture's `stop` would wait for that flush: if the
+    /// standby were lost then, neither would ever end.
     fn checkpoint_due(&mut self) -> Vec<Action> {
-        let wanted = matches!(self.phase, Phase::Protecting { .. });
-        if !wanted || self.capturing || self.in_flight.len() >= self.limit {
+        let limit = match self.phase {
+            Phase::Protecting {
+                protected_since: Some(_),
+                ..
+            } => self.limit,
+            Phase::Protecting { .. } => 1,
+            _ => 0,
+        };
+        if self.capturing || self.in_flight.len() >= limit {
             return Vec::new();
         }
         self.capturing = true;
@@ -502,6 +511,18 @@ mod tests {
         assert_eq!(
             source.step(Event::Captured { epoch: Epoch(2) }),
             [Action::DrainToSync]
+        );
+    }
+
+    /// Found by the simulator (seed 3203): a capture whose `stop` waits for a flush, which waits for the first commit.
+    #[test]
+    fn no_second_capture_before_the_first_commit() {
+        let mut source = protecting();
+        source.step(Event::Captured { epoch: Epoch(1) });
+        assert_eq!(source.step(Event::CheckpointDue), []);
+        assert_eq!(
+            source.step(Event::StandbyLost),
+            [Action::DropStandby, Action::DrainToSync]
         );
     }
 

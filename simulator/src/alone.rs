@@ -195,10 +195,15 @@ impl Alone<'_> {
             if wrong == 0 {
                 best = Some((number, table.clone()));
             }
-            for place in write.place..write.place + write.count {
-                wrong -= usize::from(!fits(place, table[place]));
-                table[place] = write.stamp;
-                wrong += usize::from(!fits(place, table[place]));
+            for (place, stamp) in table
+                .iter_mut()
+                .enumerate()
+                .skip(write.place)
+                .take(write.count)
+            {
+                wrong -= usize::from(!fits(place, *stamp));
+                *stamp = write.stamp;
+                wrong += usize::from(!fits(place, *stamp));
             }
         }
         if wrong == 0 {
@@ -374,11 +379,8 @@ impl Alone<'_> {
             self.now,
             format_args!("write {stamp:x} at {place}+{count}: {outcome:?}"),
         );
-        let happened = match outcome {
-            Ok(done) => done,
-            // It may be there in part.
-            Err(_) => true,
-        };
+        // One that failed may be there in part.
+        let happened = outcome.unwrap_or(true);
         if happened {
             self.history.push(Write {
                 place,

@@ -442,6 +442,11 @@ impl Committer {
             // What could only not free its segments is tried again: the images have the epoch, and its memory can go.
             if self.log.is_poisoned() {
                 self.applied = None;
+                // Whoever waits for the images would wait for ever.
+                self.step(Input::LogDone {
+                    done: 0,
+                    outcome: LogOutcome::Broken,
+                })?;
             }
             return Err(error.into());
         }

@@ -104,6 +104,12 @@ impl World<'_> {
             return Ok(());
         }
         self.faults += 1;
+        if self.faults == 1 {
+            self.was_protected = [A, B].into_iter().any(|node| {
+                self.source(node)
+                    .is_some_and(|source| source.machine.protected())
+            });
+        }
         let kind = self.kinds[self.random.random_range(0..self.kinds.len())];
         self.trace.fault(self.now, kind.name(), format_args!(""));
         let soon = self.random.random_ratio(1, 2);
@@ -268,7 +274,7 @@ impl World<'_> {
     /// Whether a standby held the memory, and one fault was enough to lose the VM.
     fn is_single_failure_lost(&self) -> bool {
         let held = self.ledger.standing.holder.is_some();
-        held && self.faults <= 1 && !self.excused
+        held && self.faults <= 1 && self.was_protected && !self.excused
     }
 
     /// Nothing has gone wrong for long: the VM runs, is protected if that can be, and everything that it wrote is there.

@@ -269,6 +269,8 @@ pub struct World<'a> {
     pub in_flight: usize,
     pub protect_again: bool,
     /// A standby protected the VM when the first fault came.
+    pub was_protected: bool,
+    /// What the page cache holds may never reach the disk.
     pub storage_failed: bool,
     /// Processes whose VM an operator gave up, or that nothing promises to keep.
     pub excused: bool,
@@ -327,6 +329,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         lose_answer: false,
         repeat_request: false,
         damage: false,
+        was_protected: false,
         storage_failed: false,
         excused: false,
         vm_seen: 0,

@@ -24,6 +24,11 @@ impl Barriers {
 
     pub(super) fn log_done(&mut self, done: usize, outcome: LogOutcome) -> Vec<Effect> {
         let Some(Pending { purpose, ops }) = self.pending.take() else {
+            // The log failed at something of its own, such as what it says of the images.
+            if outcome == LogOutcome::Broken {
+                self.broken = true;
+                return vec![Effect::Gate(self.gate())];
+            }
             return Vec::new();
         };
         let before = self.generation;
