@@ -107,8 +107,8 @@ pub(super) fn felt(site: &Site, fault: Fault) -> bool {
     match fault {
         Fault::Storage(Small::LogFull) => said("no space left"),
         Fault::Storage(Small::ImagesFull) => said("No space left"),
-        // Mostly EIO; ENOSPC comes through where the device is asked for zeros.
-        Fault::Storage(Small::ImagesFail) => said("can't be written"),
+        // Mostly EIO at the flush; ENOSPC comes through where the device is asked for zeros.
+        Fault::Storage(Small::ImagesFail) => said("Input/output error") || said("No space left"),
         Fault::Clock(Who::Source | Who::Standby, _) => site.astray_us() > 1_000_000_000,
         _ => true,
     }
