@@ -28,7 +28,8 @@ const PATIENCE_MS: u64 = 6000;
 const FOR_GOOD_MS: u64 = 20_000;
 /// A fault that nobody answers with a takeover or by going on without protection lasts this long at most.
 const LONGEST_MS: u64 = 3000;
-const STEP_LIMIT: Duration = Duration::from_secs(30);
+/// Whatever is waited for. A machine with ten times the work that it can do still comes so far.
+const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// An epoch that is committed so long after a fault is over shows that the source is well.
 const WELL_US: u64 = 250_000;
 /// A standby that says nothing for so long has nothing to go on from.
