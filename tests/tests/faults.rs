@@ -13,6 +13,8 @@ const PROCESSES: &[&str] = &[
     "running:kill/source-coordinator/source-mid-send",
     "running:kill/source-host/standby-before-ack",
     "running:kill/gateway/gateway-before-commit-record",
+    "running:restart/gateway/gateway-after-seal",
+    "running:restart/gateway/gateway-during-apply",
     "running:kill/standby-qemu/random",
     "running:kill/standby-coordinator/standby-mid-merge",
     "running:kill/standby-host/source-after-commit1",

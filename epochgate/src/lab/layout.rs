@@ -148,13 +148,13 @@ fn gateway_file(layout: &Layout, paths: &Paths, images: &[PathBuf]) -> anyhow::R
     } else {
         ("unix", "")
     };
-    // A gateway that is lost is lost with its machine here: what it held goes with it.
     let mut text = format!(
         "control = \"{}\"\nlisten = [\"{kind}:{}\"]\n{insecure}\n\
-         [[group]]\nname = \"{VM}\"\nlog = \"{}\"\nepoch_memory = \"\"\nmode = \"async\"\n",
+         [[group]]\nname = \"{VM}\"\nlog = \"{}\"\nepoch_memory = \"{}\"\nmode = \"async\"\n",
         paths.control().display(),
         nbd(layout, paths),
-        paths.log().display()
+        paths.log().display(),
+        paths.dir.display()
     );
     for (disk, image) in DISKS.iter().zip(images) {
         write!(

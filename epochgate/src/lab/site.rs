@@ -250,6 +250,20 @@ impl Site {
         Process::start(who, args, &env, &log, self.sender.clone(), &place)
     }
 
+    /// What a gateway that is gone held in memory is gone, too, as with its machine.
+    pub(crate) fn forget_held(&self) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(self.path())? {
+            let path = entry?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "held")
+            {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the gateway, and waits until it answers.
     pub(crate) fn start_gateway(&mut self) -> anyhow::Result<()> {
         let config = self.path().join("g.toml");

@@ -70,8 +70,10 @@ pub(super) enum Step {
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Fault {
-    /// SIGKILL. What should always run (gateway, standby) is started again.
+    /// SIGKILL, as when the machine fails: what a gateway held is gone. What should always run (gateway, standby) is started again.
     Kill(Victim),
+    /// SIGKILL of the gateway's process alone, whose next start finds what it held.
+    Restart,
     /// SIGSTOP until after the takeover, then SIGCONT.
     Freeze(Victim),
     /// The network of a host goes, then its processes: nobody is told that connections end.
@@ -177,6 +179,7 @@ fn takeover_instants() -> Vec<Instant> {
 fn running_faults() -> Vec<Fault> {
     use Host::{Source, Standby, Storage};
     let mut faults: Vec<Fault> = Victim::ALL.map(Fault::Kill).to_vec();
+    faults.push(Fault::Restart);
     faults.extend(Victim::ALL.map(Fault::Freeze));
     faults.extend(Host::ALL.map(Fault::PowerOff));
     faults.extend(Host::ALL.map(|host| Fault::Cut(Cut::Isolate(host))));
@@ -198,6 +201,7 @@ fn takeover_faults() -> Vec<Fault> {
     let mut faults = [StandbyQemu, StandbyCoordinator, StandbyHost, Gateway]
         .map(Fault::Kill)
         .to_vec();
+    faults.push(Fault::Restart);
     faults.extend([StandbyQemu, StandbyCoordinator, StandbyHost, Gateway].map(Fault::Freeze));
     faults.push(Fault::Cut(Cut::Link(Host::Standby, Host::Storage)));
     faults.push(Fault::Cut(Cut::OneWay(Host::Storage, Host::Standby)));
@@ -216,6 +220,7 @@ fn first_copy_faults() -> Vec<Fault> {
     ]
     .map(Fault::Kill)
     .to_vec();
+    faults.push(Fault::Restart);
     faults.extend([SourceHost, Gateway, StandbyCoordinator, StandbyHost].map(Fault::Freeze));
     faults.push(Fault::Cut(Cut::Link(Host::Source, Host::Standby)));
     faults.push(Fault::Cut(Cut::Isolate(Host::Standby)));
@@ -320,6 +325,7 @@ impl Fault {
     pub(super) fn name(self) -> String {
         match self {
             Self::Kill(victim) => format!("kill/{}", victim.name()),
+            Self::Restart => "restart/gateway".to_owned(),
             Self::Freeze(victim) => format!("freeze/{}", victim.name()),
             Self::PowerOff(host) => format!("power-off/{}", host_name(host)),
             Self::Cut(cut) => cut.name(),
@@ -432,7 +438,7 @@ fn running_endings(fault: Fault) -> &'static [Ending] {
         ) => &[Source],
         Fault::Cut(_) => &[Source, Standby],
         Fault::CutForGood(_) => &[Standby],
-        Fault::Storage(_) | Fault::Clock(..) | Fault::Wake => &[Source],
+        Fault::Restart | Fault::Storage(_) | Fault::Clock(..) | Fault::Wake => &[Source],
     }
 }
 

@@ -71,6 +71,15 @@ pub(super) fn kill(site: &mut Site, victim: Victim) {
     }
 }
 
+/// The same, as with its machine: what a gateway held in memory is gone.
+fn lose(site: &mut Site, victim: Victim) -> anyhow::Result<()> {
+    kill(site, victim);
+    if victim.parts().contains(&Who::Gateway) {
+        site.forget_held()?;
+    }
+    Ok(())
+}
+
 fn victim_of(host: Host) -> Victim {
     match host {
         Host::Source => Victim::SourceHost,
@@ -82,11 +91,12 @@ fn victim_of(host: Host) -> Victim {
 /// Does it.
 pub(super) fn inject(site: &mut Site, fault: Fault, clock_file: &Path) -> anyhow::Result<()> {
     match fault {
-        Fault::Kill(victim) => kill(site, victim),
+        Fault::Kill(victim) => lose(site, victim)?,
+        Fault::Restart => kill(site, Victim::Gateway),
         Fault::Freeze(victim) => signal(site, victim, Signal::STOP),
         Fault::PowerOff(host) => {
             cut(site, Cut::Isolate(host))?;
-            kill(site, victim_of(host));
+            lose(site, victim_of(host))?;
         }
         Fault::Cut(way) | Fault::CutForGood(way) => cut(site, way)?,
         Fault::Storage(_) => site.small_disk().context("a small disk")?.fill()?,
@@ -122,13 +132,17 @@ fn cut(site: &Site, way: Cut) -> anyhow::Result<()> {
 
 /// Whether it lasts until it is undone.
 pub(super) fn lasts(fault: Fault) -> bool {
-    !matches!(fault, Fault::Kill(_) | Fault::Clock(..) | Fault::Wake)
+    !matches!(
+        fault,
+        Fault::Kill(_) | Fault::Restart | Fault::Clock(..) | Fault::Wake
+    )
 }
 
 /// Undoes it, or starts again what should always run. Returns whether a new standby was started.
 pub(super) fn undo(site: &mut Site, fault: Fault) -> anyhow::Result<bool> {
     match fault {
         Fault::Kill(victim) => return start_again(site, victim),
+        Fault::Restart => return start_again(site, Victim::Gateway),
         Fault::Freeze(victim) => signal(site, victim, Signal::CONT),
         Fault::PowerOff(host) => {
             site.network().context("a network")?.heal()?;

@@ -245,6 +245,7 @@ fn come_to_the_instant(
 fn sleeps(fault: Fault, who: Who) -> bool {
     match fault {
         Fault::Freeze(victim) | Fault::Kill(victim) => victim.parts().contains(&who),
+        Fault::Restart => who == Who::Gateway,
         _ => false,
     }
 }
