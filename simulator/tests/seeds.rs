@@ -79,3 +79,15 @@ fn every_planted_mistake_is_found() {
 fn seed_498_the_segment_that_could_never_be_freed() {
     assert_eq!(first_violation(498, 1, None), None);
 }
+
+/// A capture that waits for a flush, which waits for the first commit, while the standby is lost.
+#[test]
+fn seed_3203_the_drain_that_waited_for_a_capture() {
+    assert_eq!(first_violation(3203, 1, None), None);
+}
+
+/// A log that fails while it records what the images hold.
+#[test]
+fn seed_2298_the_log_that_failed_unnoticed() {
+    assert_eq!(first_violation(2298, 1, None), None);
+}
