@@ -8,16 +8,39 @@
 
 mod group_common;
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use group_common::{
     BLOCK, SIZE, Site, attach, attach_source, checkpoint, commit, try_attach, until,
 };
-use nbd_server::Epoch;
 use nbd_server::export::{Export, IoError};
 use nbd_server::group::barriers::Input;
-use nbd_server::group::{GroupError, GroupMode, Refusal};
+use nbd_server::group::{Group, GroupError, GroupMode, Refusal};
+use nbd_server::{Epoch, Generation};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+/// A group that `source:1` owns and `standby:1` protects, with its first epoch committed.
+fn protected(site: &Site) -> (Group, Generation) {
+    let group = site.open();
+    let generation = attach_source(&group, "source:1");
+    group.park("standby:1").unwrap();
+    checkpoint(&group, generation, "standby:1");
+    (group, generation)
+}
+
+/// Where the group's memory lies.
+fn held_file(site: &Site) -> PathBuf {
+    let entries = std::fs::read_dir(site.dir.path()).unwrap();
+    let mut paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .find(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "held")
+        })
+        .expect("there is held memory")
+}
 
 fn held_files(site: &Site) -> usize {
     let names = std::fs::read_dir(site.dir.path()).unwrap();
@@ -157,21 +180,11 @@ fn what_the_source_had_not_committed_is_gone_after_a_takeover_and_a_restart() {
 fn memory_of_another_start_of_the_machine_is_not_used() {
     use std::os::unix::fs::FileExt;
     let site = Site::with_memory(GroupMode::Sync, &["root"]);
-    let group = site.open();
-    let generation = attach_source(&group, "source:1");
-    group.park("standby:1").unwrap();
-    checkpoint(&group, generation, "standby:1");
+    let (group, generation) = protected(&site);
     let root = attach(&group, "root", Some("source:1"));
     root.write(1, 9);
     drop((root, group));
-    let file = std::fs::read_dir(site.dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "held")
-        })
-        .unwrap();
+    let file = held_file(&site);
     let held = std::fs::File::options().write(true).open(&file).unwrap();
     held.write_all_at(&[0xAA; 16], 4 * 8).unwrap();
 
@@ -190,17 +203,10 @@ fn the_memory_of_somebody_else_is_refused() {
     let site = Site::with_memory(GroupMode::Async, &["root"]);
     let group = site.open();
     drop(group);
-    let file = std::fs::read_dir(site.dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "held")
-        })
-        .unwrap();
+    let file = held_file(&site);
     std::fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
-    let error = nbd_server::group::Group::open(&site.config, &mut |_| {}).unwrap_err();
+    let error = Group::open(&site.config, &mut |_| {}).unwrap_err();
     let said = std::error::Error::source(&error).unwrap().to_string();
     assert!(said.contains("epoch_memory"), "{said}");
 }
@@ -208,10 +214,7 @@ fn the_memory_of_somebody_else_is_refused() {
 #[test]
 fn a_drain_that_the_crash_cut_short_is_asked_again() {
     let site = Site::with_memory(GroupMode::Sync, &["root"]);
-    let group = site.open();
-    let generation = attach_source(&group, "source:1");
-    group.park("standby:1").unwrap();
-    checkpoint(&group, generation, "standby:1");
+    let (group, generation) = protected(&site);
     let root = attach(&group, "root", Some("source:1"));
     root.write(1, 1);
     group.seal(generation).unwrap();

@@ -9,7 +9,7 @@
 //! [`barriers`] decides, `shared` carries the decisions to the disks, the committer thread alone touches the log, the
 //! applier thread alone brings epochs into the images. A write takes the lock of its disk and nothing else.
 //!
-//! Open and sealed epochs lie in an [`arena`] that outlives the process: the next one goes on with them (`resume`).
+//! Open and sealed epochs lie in an `arena` that outlives the process: the next one goes on with them (`resume`).
 
 mod appender;
 mod applier;
