@@ -4,7 +4,7 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::source_side::stamp_of;
+use super::source_link::stamp_of;
 use super::world::{A, B, Event, GATEWAY, Host, Node, World};
 use crate::blocks::shown;
 use crate::gateway::{Gateway, Micros};

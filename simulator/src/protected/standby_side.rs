@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::gateway_side::{Ask, Reply};
 use super::guest::RAM;
-use super::source_side::decode;
+use super::source_link::decode;
 use super::world::{GATEWAY, Host, Message, Node, Session, Standby, Timer, World};
 use crate::planted::Planted;
 use crate::{Violation, violation};
