@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 
 use epoch_log::{LogState, Mode};
 use nbd_server::group::Refusal;
-use nbd_server::group::barriers::{Barriers, Effect, Gate, Input, Left, LogOp, LogOutcome, Phase};
+use nbd_server::group::barriers::{Barriers, Effect, Gate, Input, LogOp, LogOutcome, Phase};
 use nbd_server::{Epoch, Generation};
 
 use crate::history::History;
 use crate::host::Request;
 use crate::mutation::Mutation;
+use crate::remains::Remains;
 use crate::rules::Rule;
 
 /// How it goes on while a request is carried out.
@@ -39,11 +40,11 @@ pub struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn broken(&mut self, rule: Rule) {
+    pub(crate) fn broken(&mut self, rule: Rule) {
         self.verdict.get_or_insert(rule);
     }
 
-    fn mutated(&self, mutation: Mutation) -> bool {
+    pub(crate) fn mutated(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
     }
 }
@@ -87,14 +88,6 @@ pub struct Running {
     pub sealed: Vec<(Epoch, History)>,
     /// Drains that are answered when they are done.
     pub draining: BTreeSet<Request>,
-}
-
-/// What the process has left in memory that outlived it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Remains {
-    left: Left,
-    open: Option<History>,
-    sealed: Vec<(Epoch, History)>,
 }
 
 /// Disks and process.
@@ -162,19 +155,6 @@ impl Gateway {
     pub fn crash(&mut self) {
         self.running = None;
         self.remains = None;
-    }
-
-    /// Its process dies.
-    pub fn die(&mut self) {
-        self.remains = self.running.take().map(|running| Remains {
-            left: Left {
-                generation: running.barriers.generation(),
-                sealed: running.barriers.sealed(),
-                parked: running.barriers.parked().map(str::to_owned).collect(),
-            },
-            open: running.open,
-            sealed: running.sealed,
-        });
     }
 
     /// A write of an attachment of `generation`.
@@ -358,44 +338,6 @@ impl Gateway {
         self.settle(course, judge)
     }
 
-    /// The process that goes on with what the last one has left, if that belongs to the log.
-    fn resumed(&mut self, judge: &mut Judge<'_>) -> Running {
-        let lost = self.remains.is_none() && judge.mutated(Mutation::ResumeWithoutMemory);
-        let remains = self.remains.take().or_else(|| {
-            lost.then(|| Remains {
-                left: Left {
-                    generation: self.log.generation,
-                    sealed: self.log.committed,
-                    parked: Vec::new(),
-                },
-                open: None,
-                sealed: Vec::new(),
-            })
-        });
-        let Some(remains) = remains else {
-            return Running::recovered(&self.log);
-        };
-        let Some(barriers) = Barriers::resume(&self.log, false, &remains.left) else {
-            // Nobody may be fenced just because a process was started again.
-            let same = remains.left.generation == self.log.generation;
-            if same
-                && (remains.open.is_some() || !remains.sealed.is_empty())
-                && self.log.mode != Mode::Sync
-            {
-                judge.broken(Rule::Recovery);
-            }
-            return Running::recovered(&self.log);
-        };
-        let mut sealed = remains.sealed;
-        sealed.retain(|(epoch, _)| *epoch > self.log.committed);
-        Running {
-            barriers,
-            open: remains.open,
-            sealed,
-            draining: BTreeSet::new(),
-        }
-    }
-
     /// Lets a standby in.
     pub fn park(&mut self, standby: &str, judge: &mut Judge<'_>) -> Result<(), No> {
         let standby = standby.to_owned();
@@ -534,7 +476,7 @@ impl Default for Gateway {
 }
 
 impl Running {
-    fn recovered(log: &LogState) -> Self {
+    pub(crate) fn recovered(log: &LogState) -> Self {
         Self {
             barriers: Barriers::recover(log, false, false),
             open: None,

@@ -16,6 +16,7 @@ pub mod history;
 pub mod host;
 pub mod mutation;
 mod protocol;
+pub mod remains;
 pub mod rules;
 pub mod scenarios;
 mod source_side;
