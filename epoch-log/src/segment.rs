@@ -52,7 +52,9 @@ pub(crate) fn create(
     let created = fill(dir, header, &unfinished, spare);
     if created.is_err() {
         // What it leaves behind is never read; opening the log tries again to remove it.
-        let _still_there = dir.remove(&unfinished);
+        // Durably, as far as that goes: the next attempt uses the name for another file, and of two renames that are not synced a
+        // crash may keep the wrong ones.
+        let _still_there = dir.remove(&unfinished).and_then(|()| dir.sync());
     }
     created
 }

@@ -136,7 +136,7 @@ impl Alone<'_> {
                 }
                 Err(error) if self.host.disk.figures().1 > 0 || self.host.disk.is_dead() => {
                     self.trace
-                        .note(self.now, format_args!("the group does not open: {error}"));
+                        .note(self.now, format_args!("the group does not open: {error:?}"));
                     self.host.disk.process_ends();
                     self.host.disk.heal();
                 }

@@ -91,3 +91,9 @@ fn seed_3203_the_drain_that_waited_for_a_capture() {
 fn seed_2298_the_log_that_failed_unnoticed() {
     assert_eq!(first_violation(2298, 1, None), None);
 }
+
+/// A segment that could not be begun on a full disk, its name used again, and then the power goes.
+#[test]
+fn seed_96600_the_name_of_a_segment_that_was_not_begun() {
+    assert_eq!(first_violation(96600, 1, None), None);
+}

@@ -216,7 +216,7 @@ impl World<'_> {
             }
             Err(error) if self.storage.disk.is_dead() || self.storage.disk.figures().1 > 0 => {
                 self.trace
-                    .note(self.now, format_args!("the group does not open: {error}"));
+                    .note(self.now, format_args!("the group does not open: {error:?}"));
                 let power = self.storage.disk.is_dead() && self.power_next();
                 self.storage.disk.process_ends();
                 self.storage.disk.heal();
