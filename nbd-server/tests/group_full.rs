@@ -85,6 +85,45 @@ fn an_epoch_that_does_not_fit_into_the_log_waits_sealed_until_there_is_room() {
     });
 }
 
+/// Held writes for which there is no shared memory lie in ordinary memory: the guest goes on, and a next gateway knows that it can't.
+#[test]
+fn without_shared_memory_a_group_goes_on_and_a_restart_fences_until_what_lay_elsewhere_is_in_the_image()
+ {
+    for committed in [false, true] {
+        alone(move || {
+            let mut site = Site::new(GroupMode::Sync, &["root"]);
+            site.config.epoch_memory = site.dir.path().join("tiny");
+            mount_tiny(&site.config.epoch_memory, 1);
+            let group = site.open();
+            let generation = attach_source(&group, "a");
+            group.park("b").unwrap();
+            checkpoint(&group, generation, "b");
+            let disk = attach(&group, "root", Some("a"));
+            for block in 0..250 {
+                disk.write(block, 7);
+            }
+            assert!((0..250).all(|block| disk.read(block) == 7));
+            if committed {
+                let epoch = checkpoint(&group, generation, "b").epoch;
+                until(|| group.status().applied == epoch);
+                disk.write(0, 8);
+            }
+            drop((disk, group));
+            let group = site.open();
+            let expected = if committed {
+                generation
+            } else {
+                generation.next()
+            };
+            assert_eq!(group.status().generation, expected);
+            if committed {
+                let disk = attach(&group, "root", Some("a"));
+                assert_eq!((disk.read(0), disk.read(249)), (8, 7));
+            }
+        });
+    }
+}
+
 #[test]
 fn an_image_without_space_is_tried_again_and_nothing_is_lost() {
     alone(|| {

@@ -4,6 +4,8 @@
 //! A slab that is given back waits: shared memory that is new costs the kernel half as much again as a write, and a busy group needs it
 //! again at once. What nobody has needed for a while goes back to the system, beyond a part that always waits ([`SlabPool::trim`]).
 
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ pub struct SlabPool {
     idle: Mutex<Idle>,
     /// So many bytes always wait.
     reserve: usize,
+    /// There was no shared memory for the last slab that needed new memory.
+    short: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -58,6 +62,7 @@ impl SlabPool {
                 surplus: 0,
             }),
             reserve: usize::try_from(reserve).unwrap_or(usize::MAX),
+            short: AtomicBool::new(false),
         })
     }
 
@@ -77,11 +82,17 @@ impl SlabPool {
             }
             warm
         };
-        let memory = match warm.map_or_else(|| self.arena.slot(class), Ok) {
+        let memory = match warm.map_or_else(|| self.new_slot(class), Ok) {
             Ok(slot) => Memory::Kept(self.arena.begin_use(&slot, home), slot),
             Err(error) => {
                 // The heap may still have it. A next gateway could not go on.
-                tracing::warn!(%error, "no shared memory for held writes: a restart of the gateway would lose them");
+                if !self.short.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        %error,
+                        "no shared memory for held writes: until there is, a restart of the gateway loses them; \
+                         enlarge the file system of `epoch_memory`, or lower `memory_budget_mib`"
+                    );
+                }
                 self.arena.add_volatile();
                 Memory::Volatile(vec![0; class.len()].into_boxed_slice())
             }
@@ -92,6 +103,12 @@ impl SlabPool {
             records: 0,
             pool: Arc::clone(self),
         }
+    }
+
+    fn new_slot(&self, class: Class) -> io::Result<Slot> {
+        let slot = self.arena.slot(class)?;
+        self.short.store(false, Ordering::Relaxed);
+        Ok(slot)
     }
 
     /// The slab that an earlier process has left, with its records. Nothing more goes into it.

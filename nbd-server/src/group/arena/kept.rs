@@ -105,7 +105,7 @@ impl Arena {
             return Found::Useless("a part of it lay elsewhere, as the shared memory was full");
         }
         let valid_from = words.get(at::VALID_FROM).max(1);
-        let rows = (0..CAPACITY).filter_map(|number| {
+        let rows = (0..self.slots_in_file()).filter_map(|number| {
             let row = row_of(number);
             let used = words.get(row);
             let what = words.get(row + 2);
@@ -133,12 +133,17 @@ impl Arena {
         })
     }
 
+    /// All slots that were ever used lie before the end of the file.
+    fn slots_in_file(&self) -> u32 {
+        let end = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let slots = end.saturating_sub(start_of(0)).div_ceil(super::SLOT);
+        u32::try_from(slots).unwrap_or(CAPACITY).min(CAPACITY)
+    }
+
     /// Slots that nobody has kept are free, and uses go on behind all that were.
     fn account_for(&mut self, kept: &[KeptSlab]) {
         let taken: BTreeSet<u32> = kept.iter().map(|slab| slab.number).collect();
-        let end = self.file.metadata().map_or(0, |metadata| metadata.len());
-        let slots = end.saturating_sub(start_of(0)).div_ceil(super::SLOT);
-        let fresh = u32::try_from(slots).unwrap_or(CAPACITY).min(CAPACITY);
+        let fresh = self.slots_in_file();
         for number in (0..fresh).filter(|number| !taken.contains(number)) {
             self.words.set(row_of(number), 0);
             self.punch(start_of(number), super::SLOT);

@@ -37,7 +37,8 @@ pub use record::{Kind, RECORD, Record, read as read_records, write as write_reco
 /// "EPGHELD" and a version of the magic itself.
 const MAGIC: u64 = 0x4550_4748_454c_4431;
 const VERSION: u64 = 1;
-/// Slots that the table has rows for: 65 GiB, far above any budget. Rows that are never used cost nothing.
+/// Slots that the table has rows for: 65 GiB, far above any budget. The file ends behind the last that was ever used, and the rows of those
+/// behind are never touched, so they cost nothing.
 const CAPACITY: u32 = 1 << 18;
 const HEADER_WORDS: usize = 512;
 const ROW_WORDS: usize = 4;
@@ -158,6 +159,12 @@ impl Arena {
     /// Makes an empty arena of `file`.
     fn start(file: File, path: Option<PathBuf>) -> io::Result<Self> {
         file.set_len(0)?;
+        fallocate(
+            &file,
+            FallocateFlags::empty(),
+            0,
+            (HEADER_WORDS * WORD) as u64,
+        )?;
         Self::map(file, path)
     }
 
@@ -198,19 +205,20 @@ impl Arena {
                 None => return Err(io::ErrorKind::OutOfMemory.into()),
             }
         };
-        // Allocated first: a page that can't be had when it is touched would be a SIGBUS.
-        let slot = fallocate(
-            &self.file,
-            FallocateFlags::empty(),
-            start_of(number),
-            class.len() as u64,
-        )
-        .map_err(io::Error::from)
-        .and_then(|()| self.map_slot(number, class));
+        // Allocated first, its row as well: a page that can't be had when it is touched would be a SIGBUS.
+        let row = (row_of(number) * WORD) as u64;
+        let slot = self
+            .allocate(row, (ROW_WORDS * WORD) as u64)
+            .and_then(|()| self.allocate(start_of(number), class.len() as u64))
+            .and_then(|()| self.map_slot(number, class));
         if slot.is_err() {
             self.slots().free.push(number);
         }
         slot
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(&self.file, FallocateFlags::empty(), offset, len)?)
     }
 
     fn map_slot(&self, number: u32, class: Class) -> io::Result<Slot> {
