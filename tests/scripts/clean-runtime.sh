@@ -4,6 +4,11 @@
 set -euo pipefail
 shopt -s nullglob
 
+# libfaketime's, of processes that are gone.
+for file in /dev/shm/faketime_shm_* /dev/shm/sem.faketime_sem_*; do
+  [ -e "/proc/${file##*_}" ] || { [ -O "$file" ] && rm -f -- "$file"; }
+done
+
 for dir in "${TMPDIR:-/tmp}"/epochgate-* /dev/shm/epochgate-*; do
   [ -O "$dir" ] || continue
   # What a gateway that was stopped or killed still held: its next start goes on with it.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use epochgate_tests::command::{epochgate, run, run_well};
 use epochgate_tests::process::Process;
-use epochgate_tests::site::{make_image, tempdir, wait_for_socket};
+use epochgate_tests::site::{forget_held, make_image, tempdir, wait_for_socket};
 
 const BYTES: u64 = 64 << 20;
 
@@ -67,6 +67,9 @@ fn serve(dir: &std::path::Path, options: &[&str], env: &[(&str, &str)]) -> Proce
     let mut args = vec!["serve".to_owned(), image.display().to_string()];
     args.extend(["--unix".to_owned(), socket.display().to_string()]);
     args.extend(options.iter().map(|&option| option.to_owned()));
+    if options.contains(&"--async") {
+        args.extend(["--epoch-memory".to_owned(), dir.display().to_string()]);
+    }
     let mut server = Process::epochgate("serve", dir, args, env);
     wait_for_socket(&socket, &mut server);
     server
@@ -246,7 +249,8 @@ fn a_read_only_export_is_read_only() {
     assert!(image.iter().all(|byte| *byte == 0));
 }
 
-/// Without a stop: what a flush was answered for is there, and what was not committed is gone as a whole.
+/// Without a stop: what was answered is there. Where its machine is lost with the server, what a flush was answered for is there, and what
+/// was not committed is gone as a whole.
 #[test]
 fn a_killed_server_keeps_what_was_flushed() {
     let mut served = Served::start(&["--async", "--epoch-interval", "60000"]);
@@ -271,6 +275,10 @@ fn a_killed_server_keeps_what_was_flushed() {
     let there = "read -P 0x22 2M 4M";
     assert!(!run_well("qemu-io", ["-r", "-f", "raw", "-c", there, &url]).contains("failed"));
     served.server.kill();
+    served.start_again();
+    assert!(!run_well("qemu-io", ["-r", "-f", "raw", "-c", there, &url]).contains("failed"));
+    served.server.kill();
+    forget_held(served.dir.path());
     served.start_again();
     for read in ["read -P 0x11 0 4M", "read -P 0 4M 60M"] {
         let text = run_well("qemu-io", ["-r", "-f", "raw", "-c", read, &url]);

@@ -29,7 +29,7 @@ impl Bench {
         let at = dir.path().display();
         let config = format!(
             "control = \"{at}/gateway.sock\"\nlisten = [\"unix:{at}/nbd.sock\"]\n[[group]]\nname = \"g\"\n\
-             log = \"{at}/small/log\"\nmode = \"async\"\nepoch_interval_ms = 20\n\
+             log = \"{at}/small/log\"\nepoch_memory = \"{at}\"\nmode = \"async\"\nepoch_interval_ms = 20\n\
              [[group.disk]]\nname = \"d\"\nimage = \"{at}/disk.img\"\n"
         );
         std::fs::write(dir.path().join("g.toml"), config).unwrap();

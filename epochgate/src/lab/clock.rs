@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Who;
+use super::process::is_alive;
 
 /// The library, if it is installed.
 pub(crate) fn library() -> Result<PathBuf, String> {
@@ -26,6 +27,26 @@ pub(crate) fn environment(who: Who, library: &Path, file: &Path) -> Vec<(Who, St
     .into_iter()
     .map(|(key, value)| (who, key.to_owned(), value))
     .collect()
+}
+
+/// Removes what the library leaves in shared memory for each process that was killed with it: a segment and a semaphore with its number.
+pub(crate) fn clean() {
+    let Ok(entries) = std::fs::read_dir("/dev/shm") else {
+        return;
+    };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let number = path.file_name().and_then(|name| {
+            let name = name.to_str()?;
+            let number = name.strip_prefix("faketime_shm_");
+            number.or_else(|| name.strip_prefix("sem.faketime_sem_"))
+        });
+        if let Some(pid) = number.and_then(|number| number.parse().ok())
+            && !is_alive(pid)
+        {
+            // Another user's can't be removed, and need not.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Steps it by so many seconds from the machine's time.

@@ -35,7 +35,10 @@ impl Victim {
         let (image, socket) = (file("disk.img"), file("nbd.sock"));
         make_image(image.as_ref(), BYTES);
         let fixed = ["serve", &image, "--unix", &socket, "--tcp", "127.0.0.1:0"];
-        let args = fixed.iter().chain(options);
+        let place = file("");
+        let memory = ["--epoch-memory", &place];
+        let memory = memory.iter().filter(|_| options.contains(&"--async"));
+        let args = fixed.iter().chain(options).chain(memory);
         let mut gateway = Process::epochgate("gateway", dir.path(), args, &[]);
         wait_for_socket(socket.as_ref(), &mut gateway);
         let pid = gateway.pid();

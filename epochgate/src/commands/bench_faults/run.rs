@@ -144,6 +144,9 @@ pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow:
         eprintln!("epochgate: {}: kept {}", cell.name(), kept.display());
     }
     site.kill_all();
+    if matches!(cell.fault, Fault::Clock(..)) {
+        clock::clean();
+    }
     result
 }
 
