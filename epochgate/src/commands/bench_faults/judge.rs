@@ -56,7 +56,8 @@ fn at(site: &mut Site, who: Who, before: &Verdict, outcome: &mut Outcome) -> any
     let mut first = None;
     let mut last = None;
     let well = now_us();
-    until(site, "the witness to go over all blocks", |site| {
+    let what = format!("the witness at the {who:?} to go over all blocks");
+    until(site, &what, |site| {
         if suspected_again(site, well) {
             return true;
         }

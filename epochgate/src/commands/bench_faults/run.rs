@@ -32,6 +32,8 @@ const LONGEST_MS: u64 = 3000;
 const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// An epoch that is committed so long after a fault is over shows that the source is well.
 const WELL_US: u64 = 250_000;
+/// Answers of before the fault that may still arrive when the network is well again: more than are ever in flight.
+const LATE_COMMITS: usize = 4;
 /// A standby that says nothing for so long has nothing to go on from.
 const QUIET_US: u64 = 700_000;
 
@@ -347,9 +349,10 @@ fn ending(site: &mut Site, since: usize, over: u64) -> Option<Ending> {
             }
             _ => None,
         });
-    let well = journal.iter().rev().any(|(_, event)| {
+    let committed = journal.iter().rev().filter(|(_, event)| {
         matches!(event.report, Report::Committed { .. }) && event.t_us > over + WELL_US
     });
+    let well = committed.count() > LATE_COMMITS;
     (protected == Some(true) && well).then_some(Ending::Source)
 }
 
