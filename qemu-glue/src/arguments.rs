@@ -50,6 +50,10 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) accelerator: Accelerator,
     pub(crate) disks: &'a [DiskAttachment],
     pub(crate) ram: &'a Path,
+    /// What `{dir}` stands for.
+    pub(crate) runtime_dir: &'a Path,
+    /// What `{host}` stands for.
+    pub(crate) host: &'a str,
     /// The inherited end of the QMP socket.
     pub(crate) qmp_fd: RawFd,
     pub(crate) incoming: bool,
@@ -114,6 +118,8 @@ impl CommandLine<'_> {
     fn fill_in(&self, argument: &str) -> String {
         argument
             .replace("{role}", &self.role.to_string())
+            .replace("{host}", self.host)
+            .replace("{dir}", &self.runtime_dir.to_string_lossy())
             .replace("{vm}", &self.description.name)
     }
 }

@@ -61,6 +61,8 @@ pub struct RuntimePlace {
     /// Directory for sockets and the preloaded shim; made if it is missing, readable by its owner only.
     /// Keep it short: a socket's whole path has 107 bytes.
     pub runtime_dir: PathBuf,
+    /// Name of this host, for the placeholder `{host}`.
+    pub host: String,
 }
 
 impl RuntimePlace {
@@ -69,6 +71,7 @@ impl RuntimePlace {
         RuntimePlace {
             role: Role::Source,
             runtime_dir: runtime_dir.into(),
+            host: String::new(),
         }
     }
 
@@ -77,6 +80,15 @@ impl RuntimePlace {
         RuntimePlace {
             role: Role::Standby,
             runtime_dir: runtime_dir.into(),
+            host: String::new(),
+        }
+    }
+
+    /// The same place, on the host of this name.
+    pub fn on(self, host: impl Into<String>) -> Self {
+        RuntimePlace {
+            host: host.into(),
+            ..self
         }
     }
 }
@@ -178,7 +190,8 @@ pub struct VmDescription {
     /// Firmware image instead of QEMU's own (`-bios`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<PathBuf>,
-    /// More arguments for QEMU. `{role}` becomes `source` or `standby`, `{vm}` the name.
+    /// More arguments for QEMU. `{role}` becomes `source` or `standby`, `{vm}` the name, `{host}` the name
+    /// of this host, `{dir}` the VM's runtime directory on it.
     #[serde(default)]
     pub extra_args: Vec<String>,
     /// How dirty pages are found.
@@ -236,6 +249,17 @@ impl VmDescription {
     /// [`Error::Description`] for the first thing that is wrong or that would break shared RAM or dirty tracking.
     pub fn validate(&self, disks: &[DiskAttachment]) -> Result<()> {
         self.check(disks).map_err(|problem| Error::Description {
+            vm: self.name.clone(),
+            problem,
+        })
+    }
+
+    /// The ids of the network backends whose packets an output gate has to hold.
+    ///
+    /// # Errors
+    /// [`Error::Description`]: `extra_args` has an interface whose packets a gate can't hold.
+    pub fn gated_netdevs(&self) -> Result<Vec<String>> {
+        crate::gate::gated(&self.extra_args).map_err(|problem| Error::Description {
             vm: self.name.clone(),
             problem,
         })

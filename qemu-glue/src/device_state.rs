@@ -207,7 +207,7 @@ pub(crate) fn unix_uri(path: &Path) -> Result<String> {
     Ok(format!("unix:{text}"))
 }
 
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)

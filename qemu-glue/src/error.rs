@@ -108,6 +108,14 @@ pub enum Error {
         #[source]
         source: Option<io::Error>,
     },
+    /// The output gate can't be put in front of the guest's network.
+    #[error("the output gate: {problem}")]
+    Gate {
+        /// What is wrong.
+        problem: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// Pages were asked for before [`crate::SourceVm::start_tracking`].
     #[error("dirty pages are not tracked yet: call start_tracking before the base copy")]
     NotTracking,

@@ -97,6 +97,8 @@ impl Launched {
             accelerator,
             disks,
             ram: ram.path(),
+            runtime_dir: &place.runtime_dir,
+            host: &place.host,
             qmp_fd: qmp_child.as_raw_fd(),
             incoming: start == Start::Incoming,
         };

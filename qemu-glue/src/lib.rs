@@ -6,6 +6,7 @@
 //! 1. [`SourceVm::launch`], [`SourceVm::resume`]: the guest runs.
 //! 2. [`SourceVm::start_tracking`], then [`SourceVm::copy_base`] until it is done: the base copy, beside the running guest.
 //! 3. Per epoch: [`SourceVm::stop`], then [`Stopped::save`] (with the seal of the disks beside it), [`Stopped::resume`].
+//!    What the guest sends can be held by an [`OutputGate`] ([`SourceVm::attach_gate`]), which is cut while the guest is stopped.
 //! 4. On the backup: [`StandbyVm::launch`] ahead of time, [`GuestRam::write_pages`] for what is merged,
 //!    [`StandbyVm::resume_from`] at the takeover, which gives a [`SourceVm`] again.
 
@@ -16,6 +17,7 @@ mod device_state;
 mod dirty_pages;
 mod error;
 mod fingerprint;
+mod gate;
 mod guest_ram;
 mod launch;
 mod page_hash;
@@ -32,6 +34,7 @@ pub use description::{Accelerator, DiskAttachment, NbdServer, Role, RuntimePlace
 pub use dirty_pages::{DirtyTracker, TrackerChoice, TrackerKind};
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
+pub use gate::{Backlog, Cut, GateCounts, GateState, OutputGate};
 pub use guest_ram::GuestRam;
 pub use page_set::{PAGE_SIZE, PageRange, PageSet};
 pub use pause::{PauseParts, ResumeParts};

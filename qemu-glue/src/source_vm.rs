@@ -12,6 +12,7 @@ use crate::device_state::{DeviceState, MigrateStream};
 use crate::dirty_pages::TrackerKind;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::gate::{self, OutputGate};
 use crate::guest_ram::GuestRam;
 use crate::launch::{Launched, Start};
 use crate::page_set::PageSet;
@@ -115,6 +116,35 @@ impl SourceVm {
     pub async fn freeze(&mut self) -> Result<()> {
         let stopped = self.launched.qmp().execute(&qmp::stop {}).await;
         self.launched.explained(stopped).await.map(drop)
+    }
+
+    /// Puts an output gate in front of these network backends ([`VmDescription::gated_netdevs`]). It passes everything
+    /// until it is told to hold, and holds at most `limit` bytes of each. The guest may run.
+    ///
+    /// # Errors
+    /// QEMU refuses it; QEMU is gone.
+    pub async fn attach_gate(&self, netdevs: &[String], limit: u64) -> Result<OutputGate> {
+        let path = |name: &str| self.launched.socket_path(name);
+        let attached = gate::attach(self.launched.qmp(), netdevs, path, limit).await;
+        self.launched.explained(attached).await
+    }
+
+    /// Tells the network where the guest is now, as switches remember where it was: five times within half a second. To be
+    /// called before a gate is attached, which it would not get through.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub async fn announce(&self) -> Result<()> {
+        let announce = qmp::announce_self(qmp::AnnounceParameters {
+            initial: 20,
+            max: 200,
+            rounds: 5,
+            step: 60,
+            id: None,
+            interfaces: None,
+        });
+        let announced = self.launched.qmp().execute(&announce).await;
+        self.launched.explained(announced).await.map(drop)
     }
 
     /// Whether the guest runs.
