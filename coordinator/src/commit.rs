@@ -16,8 +16,9 @@
 //! through the phases in order, and none overtakes another.
 //!
 //! Invariants held here: *held first* (4): [`Action::Commit2`] for N is made in one place, from
-//! [`Event::Commit1Acked`] for N. *Output commit* (5): [`Action::ReleaseOutput`] for N is made in one place, from
-//! [`Event::Committed`] for N. *Fencing* (6): after [`Event::Fenced`] nothing but [`Action::StopVm`] and
+//! [`Event::Commit1Acked`] for N. *Output commit* (5): output is held from before the first cut ([`Action::HoldOutput`]);
+//! [`Action::ReleaseOutput`] for N is made in one place, from [`Event::Committed`] for N, and [`Action::PassOutput`] in one
+//! place, from [`Event::Drained`]. *Fencing* (6): after [`Event::Fenced`] nothing but [`Action::StopVm`] and
 //! [`Action::Yield`] comes out, ever.
 
 use std::collections::VecDeque;
@@ -91,6 +92,10 @@ pub enum Action {
         /// The standby that acknowledged COMMIT 1.
         standby: String,
     },
+    /// From now on nothing that the guest sends leaves before it is released.
+    HoldOutput,
+    /// All that the guest sent may leave, and what it sends from now on: sync mode, nothing is rolled back.
+    PassOutput,
     /// What the guest sent up to and in `epoch` may leave.
     ReleaseOutput {
         /// The epoch.
@@ -250,7 +255,9 @@ impl Source {
             standby: standby.clone(),
             protected_since: None,
         };
-        self.checkpoint_due()
+        let mut actions = vec![Action::HoldOutput];
+        actions.extend(self.checkpoint_due());
+        actions
     }
 
     /// Until the first commit a flush of the guest waits for it, and the next capture's `stop` would wait for that flush: if the
@@ -381,7 +388,7 @@ impl Source {
             return Vec::new();
         }
         self.phase = Phase::Unprotected;
-        vec![Action::SeekStandby]
+        vec![Action::PassOutput, Action::SeekStandby]
     }
 
     fn drain_failed(&mut self) -> Vec<Action> {
@@ -416,7 +423,10 @@ mod tests {
             source.step(Event::StandbyJoined { standby }),
             [Action::CopyBase]
         );
-        assert_eq!(source.step(Event::BaseSent), [Action::Capture]);
+        assert_eq!(
+            source.step(Event::BaseSent),
+            [Action::HoldOutput, Action::Capture]
+        );
         source
     }
 
@@ -499,7 +509,10 @@ mod tests {
         assert!(!source.protected());
         assert_eq!(source.step(Event::CheckpointDue), []);
         assert_eq!(source.step(Event::DrainFailed), [Action::DrainToSync]);
-        assert_eq!(source.step(Event::Drained), [Action::SeekStandby]);
+        assert_eq!(
+            source.step(Event::Drained),
+            [Action::PassOutput, Action::SeekStandby]
+        );
         assert_eq!(source.phase(), &Phase::Unprotected);
     }
 

@@ -21,6 +21,62 @@ pub enum OnStandbyLoss {
     Pause,
 }
 
+/// What becomes of the packets that the guest sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    /// They leave when the epoch in which they were sent is committed: whatever somebody outside has seen survives a failover.
+    #[default]
+    Hold,
+    /// They leave at once. A client may have seen what a failover then rolls back.
+    Pass,
+}
+
+/// When checkpoints are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rhythm {
+    /// Every `interval_ms`.
+    #[default]
+    Fixed,
+    /// As soon as a packet waits to leave, `min_interval_ms` after the last one; and every `interval_ms`.
+    Demand,
+}
+
+/// How a VM is protected where it runs. Keys of a source's file; the section `[protect]` of a standby's, for the time after
+/// a takeover.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Protection {
+    /// Standbys, in order of preference.
+    pub standby: Vec<ChannelAddress>,
+    /// Milliseconds between the start of two checkpoints, 1 to 60000.
+    #[serde(default = "interval_ms")]
+    pub interval_ms: u64,
+    /// When checkpoints are taken.
+    #[serde(default)]
+    pub rhythm: Rhythm,
+    /// Shortest distance of two checkpoints when packets wait, 1 to 60000 milliseconds.
+    #[serde(default = "min_interval_ms")]
+    pub min_interval_ms: u64,
+    /// Checkpoints captured and not yet committed before the next one waits, 1 to 64.
+    #[serde(default = "max_in_flight")]
+    pub max_in_flight: usize,
+    /// Milliseconds without any answer of the gateway after which a protected VM is given up to its standby.
+    #[serde(default = "gateway_patience_ms")]
+    pub gateway_patience_ms: u64,
+    /// What happens when the standby is lost.
+    #[serde(default)]
+    pub on_standby_loss: OnStandbyLoss,
+    /// What becomes of the packets that the guest sends.
+    #[serde(default)]
+    pub output: Output,
+    /// MiB of packets that are held for each network interface before more of them are dropped, 1 to 65536. At half of it a
+    /// checkpoint is taken at once.
+    #[serde(default = "output_limit_mib")]
+    pub output_limit_mib: u64,
+}
+
 /// The configuration of a source.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +99,12 @@ pub struct ProtectConfig {
     /// Milliseconds between the start of two checkpoints, 1 to 60000.
     #[serde(default = "interval_ms")]
     pub interval_ms: u64,
+    /// When checkpoints are taken.
+    #[serde(default)]
+    pub rhythm: Rhythm,
+    /// Shortest distance of two checkpoints when packets wait, 1 to 60000 milliseconds.
+    #[serde(default = "min_interval_ms")]
+    pub min_interval_ms: u64,
     /// Checkpoints captured and not yet committed before the next one waits, 1 to 64.
     #[serde(default = "max_in_flight")]
     pub max_in_flight: usize,
@@ -58,6 +120,12 @@ pub struct ProtectConfig {
     /// What happens when the standby is lost.
     #[serde(default)]
     pub on_standby_loss: OnStandbyLoss,
+    /// What becomes of the packets that the guest sends.
+    #[serde(default)]
+    pub output: Output,
+    /// MiB of packets that are held for each network interface before more of them are dropped, 1 to 65536.
+    #[serde(default = "output_limit_mib")]
+    pub output_limit_mib: u64,
     /// Send checkpoints beyond this machine without encryption. Only on a link that nobody else can reach.
     #[serde(default)]
     pub insecure: bool,
@@ -101,6 +169,9 @@ pub struct StandbyConfig {
     /// Listen beyond this machine without encryption. Only on a link that nobody else can reach.
     #[serde(default)]
     pub insecure: bool,
+    /// How the VM is protected again once it runs here. Without it, it runs on unprotected.
+    #[serde(default)]
+    pub protect: Option<Protection>,
     /// The VM, described as at its source.
     pub vm: VmDescription,
 }
@@ -138,6 +209,9 @@ pub enum ConfigError {
         /// The address.
         address: ChannelAddress,
     },
+    /// A network interface of the VM that can't be held.
+    #[error("{0}")]
+    Network(String),
     /// A list that is empty.
     #[error(
         "`standby` is empty: name at least one address, such as `unix:/run/epochgate/vm1.standby` or `tcp:127.0.0.1:7070`"
@@ -145,35 +219,87 @@ pub enum ConfigError {
     NoStandby,
 }
 
-impl ProtectConfig {
-    /// Checks what TOML can't.
-    pub fn check(&self) -> Result<(), ConfigError> {
+impl Protection {
+    /// What a VM has that is not protected again after a takeover: it runs on, and nothing is held.
+    pub(crate) fn none() -> Self {
+        Self {
+            standby: Vec::new(),
+            interval_ms: interval_ms(),
+            rhythm: Rhythm::default(),
+            min_interval_ms: min_interval_ms(),
+            max_in_flight: max_in_flight(),
+            gateway_patience_ms: gateway_patience_ms(),
+            on_standby_loss: OnStandbyLoss::default(),
+            output: Output::Pass,
+            output_limit_mib: output_limit_mib(),
+        }
+    }
+
+    fn check(&self, insecure: bool, vm: &VmDescription) -> Result<(), ConfigError> {
         in_range("interval_ms", self.interval_ms, 1, 60_000)?;
+        in_range("min_interval_ms", self.min_interval_ms, 1, 60_000)?;
         in_range("max_in_flight", self.max_in_flight as u64, 1, 64)?;
-        check_timing(self.heartbeat_ms, self.suspicion_ms)?;
         in_range(
             "gateway_patience_ms",
             self.gateway_patience_ms,
             100,
             600_000,
         )?;
+        in_range("output_limit_mib", self.output_limit_mib, 1, 65_536)?;
         if self.standby.is_empty() {
             return Err(ConfigError::NoStandby);
         }
         for address in &self.standby {
-            check_exposed(address, self.insecure)?;
+            check_exposed(address, insecure)?;
         }
+        self.gated(vm)?;
         Ok(())
     }
 
     /// `gateway_patience_ms` as a duration.
-    pub fn gateway_patience(&self) -> Duration {
+    pub(crate) fn gateway_patience(&self) -> Duration {
         Duration::from_millis(self.gateway_patience_ms)
     }
 
-    /// `interval_ms` as a duration.
-    pub fn interval(&self) -> Duration {
-        Duration::from_millis(self.interval_ms)
+    /// The network backends of `vm` that an output gate is put in front of.
+    ///
+    /// # Errors
+    /// Output is to be held, and `vm` has an interface whose packets can't be.
+    pub(crate) fn gated(&self, vm: &VmDescription) -> Result<Vec<String>, ConfigError> {
+        match self.output {
+            Output::Hold => vm
+                .gated_netdevs()
+                .map_err(|error| ConfigError::Network(error.to_string())),
+            Output::Pass => Ok(Vec::new()),
+        }
+    }
+
+    /// `output_limit_mib` in bytes.
+    pub(crate) fn output_limit(&self) -> u64 {
+        self.output_limit_mib << 20
+    }
+}
+
+impl ProtectConfig {
+    /// Checks what TOML can't.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_timing(self.heartbeat_ms, self.suspicion_ms)?;
+        self.protection().check(self.insecure, &self.vm)
+    }
+
+    /// Its keys that a standby has in its section `[protect]`.
+    pub fn protection(&self) -> Protection {
+        Protection {
+            standby: self.standby.clone(),
+            interval_ms: self.interval_ms,
+            rhythm: self.rhythm,
+            min_interval_ms: self.min_interval_ms,
+            max_in_flight: self.max_in_flight,
+            gateway_patience_ms: self.gateway_patience_ms,
+            on_standby_loss: self.on_standby_loss,
+            output: self.output,
+            output_limit_mib: self.output_limit_mib,
+        }
     }
 }
 
@@ -181,7 +307,11 @@ impl StandbyConfig {
     /// Checks what TOML can't.
     pub fn check(&self) -> Result<(), ConfigError> {
         check_timing(self.heartbeat_ms, self.suspicion_ms)?;
-        check_exposed(&self.listen, self.insecure)
+        check_exposed(&self.listen, self.insecure)?;
+        match &self.protect {
+            Some(protect) => protect.check(self.insecure, &self.vm),
+            None => Ok(()),
+        }
     }
 }
 
@@ -242,6 +372,14 @@ fn runtime_dir() -> PathBuf {
 
 fn interval_ms() -> u64 {
     25
+}
+
+fn min_interval_ms() -> u64 {
+    5
+}
+
+fn output_limit_mib() -> u64 {
+    64
 }
 
 fn max_in_flight() -> usize {

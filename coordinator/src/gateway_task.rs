@@ -40,8 +40,10 @@ pub(crate) enum Outcome {
     Drained { epoch: Epoch },
     /// Not drained now.
     DrainFailed,
-    /// The disks are handed back.
+    /// The disks are handed back; all that the guest wrote is committed.
     Detached,
+    /// They are not.
+    NotDetached,
     /// More than half of the memory budget is held.
     Pressure,
     /// The disks belong to someone else.
@@ -130,7 +132,7 @@ async fn carry_out(place: &Place, request: Request) -> Outcome {
                     }
                     Request::Detach => {
                         tracing::warn!(%error, "the gateway did not take the disks back");
-                        return Outcome::Detached;
+                        return Outcome::NotDetached;
                     }
                 }
             }

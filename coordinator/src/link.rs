@@ -98,6 +98,16 @@ pub(crate) struct Timing {
     pub suspicion: Duration,
 }
 
+impl Timing {
+    /// From the milliseconds of a configuration.
+    pub(crate) fn new(heartbeat_ms: u64, suspicion_ms: u64) -> Self {
+        Self {
+            heartbeat: Duration::from_millis(heartbeat_ms),
+            suspicion: Duration::from_millis(suspicion_ms),
+        }
+    }
+}
+
 /// Tries the standbys in order, over and over, until one says Welcome.
 pub(crate) async fn seek(
     number: LinkNumber,

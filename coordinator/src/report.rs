@@ -88,6 +88,18 @@ pub enum Report {
         disk_bytes: u64,
         /// Bytes of all its frames.
         wire_bytes: u64,
+        /// Packets that the guest has sent by then, since the output gate is there. Those that are new in this epoch wait for its
+        /// commit record.
+        #[serde(default)]
+        output_packets: u64,
+        /// Bytes of packets that wait then.
+        #[serde(default)]
+        output_bytes: u64,
+    },
+    /// Source: the output gate was full; packets of the guest were dropped.
+    OutputDropped {
+        /// How many in all.
+        packets: u64,
     },
     /// Source: commit record durable.
     Committed {
@@ -280,6 +292,9 @@ pub struct Status {
     pub pause_us: Option<Pause>,
     /// Bytes of the last checkpoint on the wire.
     pub wire_bytes: Option<u64>,
+    /// Bytes of packets that waited for a commit record at the last checkpoint.
+    #[serde(default)]
+    pub output_bytes: u64,
     /// The last thing that an operator should know.
     pub message: Option<String>,
 }
@@ -300,6 +315,7 @@ impl Status {
             in_flight: 0,
             pause_us: None,
             wire_bytes: None,
+            output_bytes: 0,
             message: None,
         }
     }
@@ -326,6 +342,11 @@ impl Status {
                 self.state = State::Filling;
             }
             Report::FirstCopy { .. } => {}
+            Report::OutputDropped { packets } => {
+                self.message = Some(format!(
+                    "the output gate was full: {packets} packets were dropped"
+                ));
+            }
             Report::GatewayBack => self.message = None,
             Report::Protected { epoch, .. } => {
                 self.state = State::Protected;
@@ -335,8 +356,10 @@ impl Status {
             Report::Captured {
                 pause_us,
                 wire_bytes,
+                output_bytes,
                 ..
             } => {
+                self.output_bytes = *output_bytes;
                 self.in_flight += 1;
                 self.pause_us = Some(*pause_us);
                 self.wire_bytes = Some(*wire_bytes);

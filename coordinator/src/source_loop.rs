@@ -1,112 +1,48 @@
-//! `epochgate protect`: launches the VM and carries out what the commit protocol says.
+//! The source's loop: keeps a VM that runs here protected, and carries out what the commit protocol says. The VM was launched by
+//! [`protect`](crate::protect()), or taken over by a standby.
 //!
 //! The protocol itself is in [`commit`](crate::commit). Three tasks do the work and report what came of it:
 //! `vm_task` (owns QEMU), `gateway_task` (COMMIT 2) and its watch, `link` (the standby). This loop turns their reports
 //! into events, and the protocol's actions into requests; it never waits for any of them.
 
+mod outcomes;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use nbd_server::Epoch;
-use nbd_server::control::client::{Client, ControlError};
-use qemu_glue::{RuntimePlace, SourceVm};
+use qemu_glue::{Cut, GateState, OutputGate, SourceVm};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 
-use crate::checkpoint_channel::{Frame, Kind};
-use crate::cold_start::{self, NotStarted};
+use crate::checkpoint_channel::Kind;
 use crate::commit::{Action, Event, Phase, Source};
-use crate::config::{ConfigError, OnStandbyLoss, ProtectConfig};
-use crate::disks;
+use crate::config::{OnStandbyLoss, Protection};
 use crate::ending::{Ending, FAREWELL_LIMIT, POWER_DOWN_LIMIT, until};
 use crate::failpoints;
 use crate::gateway_task::{self, Place};
 use crate::handshake::Hello;
-use crate::leftovers::remove_stale_ram;
 use crate::link::{self, Link, LinkEvent, LinkNumber, Shipment, Timing};
 use crate::pulse;
-use crate::report::{Report, Reporter, emit, micros};
-use crate::saved_state;
+use crate::report::{Report, Reporter, emit};
+use crate::rhythm::Beat;
 use crate::vm_task;
 
 /// Requests to one task that wait; each task has at most a handful under way.
 const QUEUE: usize = 16;
+/// A guest that was taken over announces itself to the network so long; a gate would keep that back.
+const ANNOUNCING: Duration = Duration::from_millis(700);
+/// The last packets of a guest that powered off get so long to leave.
+const LAST_PACKETS: Duration = Duration::from_millis(200);
 
-/// Why a VM could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum ProtectError {
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The gateway said no, or does not answer.
-    #[error("the gateway does not give this VM its disks")]
-    Gateway(#[source] ControlError),
-    /// It can't or may not be started here.
-    #[error(transparent)]
-    NotStarted(#[from] NotStarted),
-    /// The disks of the configuration are not those of the group.
-    #[error(transparent)]
-    Disks(#[from] disks::DisksError),
-    /// QEMU did not start.
-    #[error("the VM could not be started")]
-    Vm(#[source] qemu_glue::Error),
-}
-
-/// Runs the VM until it ends. `stop` counts the requests to stop: one for a clean stop, two for a quick one.
-pub async fn protect(
-    config: ProtectConfig,
-    reporter: Reporter,
-    stop: watch::Receiver<u32>,
-) -> Result<Ending, ProtectError> {
-    config.check()?;
-    remove_stale_ram(&config.vm);
-    let group = config.vm.name.clone();
-    let owner = format!("{}:{}", config.host, uuid::Uuid::new_v4());
-    let client = Client::connect(&config.gateway)
-        .await
-        .map_err(ProtectError::Gateway)?;
-    cold_start::check(&client, &config).await?;
-    let attached = client
-        .attach(&group, &owner)
-        .await
-        .map_err(ProtectError::Gateway)?;
-    let place = Place {
-        client,
-        group,
-        generation: attached.generation,
-    };
-    let attachments = disks::attachments(&config.nbd, &config.disks, &attached.exports)?;
-    let runtime = RuntimePlace::source(config.runtime_dir.join(&config.vm.name));
-    let launched = match &config.saved_state {
-        None => SourceVm::launch(&config.vm, &runtime, &attachments).await,
-        Some(saved) => saved_state::restore(&config.vm, &runtime, &attachments, saved).await,
-    };
-    let mut vm = launched.map_err(ProtectError::Vm)?;
-    let tracker = vm.start_tracking().await.map_err(ProtectError::Vm)?;
-    vm.resume().await.map_err(ProtectError::Vm)?;
-    emit(
-        &reporter,
-        Report::VmStarted {
-            vm: place.group.clone(),
-            pid: vm.pid(),
-            qemu: vm.fingerprint().qemu_version().to_owned(),
-            dirty_tracker: tracker.to_string(),
-            generation: place.generation,
-            ram_bytes: vm.ram().len(),
-        },
-    );
-    let hello = Hello {
-        vm: place.group.clone(),
-        source: owner,
-        ram_bytes: vm.ram().len(),
-        machine: vm.fingerprint().clone(),
-    };
-    let ending = SourceLoop::new(config, reporter.clone(), place, hello, vm)
-        .run(stop)
-        .await;
-    ending.report(&reporter);
-    Ok(ending)
+/// The output gate of the VM.
+#[derive(Debug)]
+pub(crate) enum Gate {
+    /// It is attached.
+    There(OutputGate),
+    /// It is to be put in front of these network backends when the guest has announced itself; nobody protects the VM
+    /// before.
+    Later { netdevs: Vec<String> },
 }
 
 /// When the steps of an epoch in flight happened.
@@ -114,10 +50,13 @@ pub async fn protect(
 struct Times {
     captured: Instant,
     acked: Option<Instant>,
+    /// What the guest had sent by then.
+    output: Option<Cut>,
 }
 
-struct SourceLoop {
-    config: ProtectConfig,
+pub(crate) struct SourceLoop {
+    protection: Protection,
+    timing: Timing,
     reporter: Reporter,
     place: Place,
     hello: Hello,
@@ -132,6 +71,15 @@ struct SourceLoop {
     /// The gateway does not answer: nothing can be sealed.
     gateway_lost: bool,
     held: bool,
+    gate: Gate,
+    gate_state: watch::Receiver<GateState>,
+    beat: Beat,
+    /// The guest has powered off; what it sent last may still leave.
+    guest_is_down: bool,
+    /// The VM was lost while nobody held its memory and nothing was held of its writes: nobody else will ask for the disks.
+    nobody_else: bool,
+    /// Packets that the gate had dropped when it was last said.
+    dropped: u64,
     vm: mpsc::Sender<vm_task::Request>,
     gateway: mpsc::Sender<gateway_task::Request>,
     vm_outcomes: mpsc::Receiver<vm_task::Outcome>,
@@ -147,25 +95,44 @@ struct SourceLoop {
 }
 
 impl SourceLoop {
-    fn new(
-        config: ProtectConfig,
+    /// `owner` is the id under which the gateway knows this source.
+    pub(crate) fn new(
+        protection: Protection,
+        timing: Timing,
         reporter: Reporter,
         place: Place,
-        hello: Hello,
+        owner: String,
         vm: SourceVm,
+        gate: Gate,
     ) -> Self {
+        let hello = Hello {
+            vm: place.group.clone(),
+            source: owner,
+            ram_bytes: vm.ram().len(),
+            machine: vm.fingerprint().clone(),
+        };
+        let (attached, gate_state) = match &gate {
+            Gate::There(gate) => (Some(gate.clone()), gate.subscribe()),
+            Gate::Later { .. } => (None, watch::Sender::default().subscribe()),
+        };
         let (vm_sender, vm_requests) = mpsc::channel(QUEUE);
         let (vm_reports, vm_outcomes) = mpsc::channel(QUEUE);
         let (gateway_sender, gateway_requests) = mpsc::channel(QUEUE);
         let (gateway_reports, gateway_outcomes) = mpsc::channel(QUEUE);
         let (link_sender, link_events) = mpsc::channel(QUEUE);
         let mut vm_task = JoinSet::new();
-        vm_task.spawn(vm_task::run(vm, place.clone(), vm_requests, vm_reports));
+        vm_task.spawn(vm_task::run(
+            vm,
+            attached,
+            place.clone(),
+            vm_requests,
+            vm_reports,
+        ));
         let mut gateway_tasks = JoinSet::new();
         gateway_tasks.spawn(gateway_task::watch(place.clone(), gateway_reports.clone()));
         gateway_tasks.spawn(pulse::run(
             place.clone(),
-            config.gateway_patience(),
+            protection.gateway_patience(),
             gateway_reports.clone(),
         ));
         gateway_tasks.spawn(gateway_task::run(
@@ -174,8 +141,15 @@ impl SourceLoop {
             gateway_reports,
         ));
         Self {
-            machine: Source::new(config.max_in_flight),
-            config,
+            machine: Source::new(protection.max_in_flight),
+            beat: Beat::new(
+                protection.rhythm,
+                Duration::from_millis(protection.interval_ms),
+                Duration::from_millis(protection.min_interval_ms),
+                Instant::now(),
+            ),
+            protection,
+            timing,
             reporter,
             place,
             hello,
@@ -186,6 +160,11 @@ impl SourceLoop {
             pressed: false,
             gateway_lost: false,
             held: false,
+            gate,
+            gate_state,
+            guest_is_down: false,
+            nobody_else: false,
+            dropped: 0,
             vm: vm_sender,
             gateway: gateway_sender,
             vm_outcomes,
@@ -199,12 +178,15 @@ impl SourceLoop {
         }
     }
 
-    async fn run(mut self, mut stop: watch::Receiver<u32>) -> Ending {
-        let mut due = tokio::time::interval(self.config.interval());
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<u32>) -> Ending {
         let mut power_down_until = None;
-        self.seek_standby();
+        let mut attach_at = None;
+        match self.gate {
+            Gate::There(_) => self.seek_standby(),
+            Gate::Later { .. } => attach_at = Some(tokio::time::Instant::now() + ANNOUNCING),
+        }
         loop {
+            let due = self.checkpoint_due_at();
             tokio::select! {
                 biased;
                 Some(outcome) = self.gateway_outcomes.recv() => self.gateway_outcome(outcome).await,
@@ -230,18 +212,33 @@ impl SourceLoop {
                 () = until(power_down_until) => {
                     self.ended("the guest did not power off in time and was ended").await;
                 }
-                _ = due.tick() => self.checkpoint_due().await,
+                () = until(attach_at) => {
+                    attach_at = None;
+                    self.attach_gate().await;
+                }
+                // An error says that the gate is gone, which it is when QEMU is.
+                Ok(()) = self.gate_state.changed() => self.gate_changed().await,
+                () = until(due) => self.checkpoint_due().await,
             }
             if let Some(ending) = self.ending.take() {
                 self.vm_task.shutdown().await;
+                if self.nobody_else {
+                    self.hand_back().await;
+                }
                 return ending;
             }
         }
     }
 
+    /// When the next checkpoint is due, if somebody protects the VM.
+    fn checkpoint_due_at(&self) -> Option<tokio::time::Instant> {
+        matches!(self.machine.phase(), Phase::Protecting { .. }).then(|| self.beat.due().into())
+    }
+
     /// The next checkpoint. A VM that is held stays stopped after its first one, so there is nothing more to capture
     /// until that one is committed and the VM runs on. Nor is there while nobody seals.
     async fn checkpoint_due(&mut self) {
+        self.beat.began(Instant::now());
         if self.gateway_lost {
             return;
         }
@@ -291,8 +288,9 @@ impl SourceLoop {
                 self.ask_gateway(gateway_task::Request::Commit { epoch, standby })
                     .await;
             }
-            // Where the output gate will hang; until then packets pass (README, "What is not there yet").
-            Action::ReleaseOutput { .. } => {}
+            Action::HoldOutput => self.with_gate(OutputGate::hold),
+            Action::PassOutput => self.with_gate(OutputGate::pass),
+            Action::ReleaseOutput { epoch } => self.release_output(epoch),
             Action::Commit3 { epoch } => self.commit3(epoch),
             Action::DropStandby => self.drop_standby().await,
             Action::DrainToSync => self.ask_gateway(gateway_task::Request::Drain).await,
@@ -302,9 +300,36 @@ impl SourceLoop {
                 }
                 self.seek_standby();
             }
-            Action::StopVm => self.vm_task.shutdown().await,
+            Action::StopVm => {
+                self.with_gate(OutputGate::close);
+                self.vm_task.shutdown().await;
+            }
             Action::Yield => self.farewell(Kind::Yield).await,
             Action::End => self.end().await,
+        }
+    }
+
+    fn with_gate(&self, act: impl FnOnce(&OutputGate)) {
+        if let Gate::There(gate) = &self.gate {
+            act(gate);
+        }
+    }
+
+    /// What the guest sent before the cut of `epoch` leaves: invariant 5.
+    fn release_output(&mut self, epoch: Epoch) {
+        let times = self.times.remove(&epoch);
+        if let Some(cut) = times.and_then(|times| times.output) {
+            self.with_gate(|gate| gate.release(cut));
+        }
+    }
+
+    /// The guest has announced itself: the gate can be put in front of it, and then a standby be looked for.
+    async fn attach_gate(&mut self) {
+        if let Gate::Later { netdevs } = &self.gate {
+            let limit = self.protection.output_limit();
+            let netdevs = netdevs.clone();
+            self.ask_vm(vm_task::Request::AttachGate { netdevs, limit })
+                .await;
         }
     }
 
@@ -336,7 +361,7 @@ impl SourceLoop {
         self.link = None;
         self.captured = None;
         self.times.clear();
-        if self.config.on_standby_loss == OnStandbyLoss::Pause && !self.held {
+        if self.protection.on_standby_loss == OnStandbyLoss::Pause && !self.held {
             self.held = true;
             self.ask_vm(vm_task::Request::Hold).await;
         }
@@ -344,212 +369,60 @@ impl SourceLoop {
 
     fn seek_standby(&mut self) {
         self.number = LinkNumber(self.number.0 + 1);
-        let timing = Timing {
-            heartbeat: Duration::from_millis(self.config.heartbeat_ms),
-            suspicion: Duration::from_millis(self.config.suspicion_ms),
-        };
         self.seeking = JoinSet::new();
+        if self.protection.standby.is_empty() {
+            return;
+        }
         self.seeking.spawn(link::seek(
             self.number,
-            self.config.standby.clone(),
+            self.protection.standby.clone(),
             self.place.stamp(),
             self.hello.clone(),
-            timing,
+            self.timing,
             self.link_sender.clone(),
         ));
     }
 
-    async fn link_event(&mut self, event: LinkEvent) {
-        match event {
-            LinkEvent::Seeking { reason } => {
-                tracing::warn!(reason, "no standby yet: the VM runs unprotected");
-                emit(&self.reporter, Report::SeekingStandby { reason });
-            }
-            LinkEvent::Joined(link) => {
-                let standby = link.standby.clone();
-                emit(
-                    &self.reporter,
-                    Report::StandbyJoined {
-                        standby: standby.clone(),
-                    },
-                );
-                self.link = Some(link);
-                self.step(Event::StandbyJoined { standby }).await;
-            }
-            LinkEvent::Commit1Acked { epoch } => {
-                if let Some(times) = self.times.get_mut(&epoch) {
-                    times.acked = Some(Instant::now());
-                }
-                self.step(Event::Commit1Acked { epoch }).await;
-            }
-            LinkEvent::Lost { reason } => self.standby_lost(reason).await,
-        }
-    }
-
-    async fn standby_lost(&mut self, reason: String) {
-        tracing::warn!(reason, "the standby is lost: the VM is not protected");
-        emit(&self.reporter, Report::StandbyLost { reason });
-        self.step(Event::StandbyLost).await;
-    }
-
-    async fn vm_outcome(&mut self, outcome: vm_task::Outcome) {
-        use vm_task::Outcome;
-        match outcome {
-            Outcome::BaseProgress { done, total, sent } => {
-                emit(&self.reporter, Report::FirstCopy { done, total, sent });
-            }
-            Outcome::BaseSent(number) if number == self.number => self.step(Event::BaseSent).await,
-            Outcome::BaseFailed { number, reason } if number == self.number => {
-                self.standby_lost(reason).await;
-            }
-            Outcome::BaseSent(_) | Outcome::BaseFailed { .. } => {}
-            Outcome::Captured(captured) => self.captured(*captured).await,
-            Outcome::CaptureFailed { reason } => {
-                tracing::warn!(reason, "a checkpoint failed");
-                if self.machine.protected() {
-                    emit(&self.reporter, Report::StandbyLost { reason });
-                }
-                self.step(Event::CaptureFailed).await;
-            }
-            Outcome::Fenced { reason } => self.fenced(reason).await,
-            Outcome::Ended { reason } => self.ended(&reason).await,
-            Outcome::Lost { reason } => self.vm_gone(&reason).await,
-        }
-    }
-
-    async fn captured(&mut self, captured: vm_task::Captured) {
-        let vm_task::Captured {
-            shipment,
-            pause,
-            dirty_bytes,
-            device_bytes,
-            disk_bytes,
-        } = captured;
-        let epoch = shipment.epoch;
-        emit(
-            &self.reporter,
-            Report::Captured {
-                epoch,
-                pause_us: pause,
-                dirty_bytes,
-                device_bytes,
-                disk_bytes,
-                wire_bytes: shipment.frames.iter().map(Frame::wire_len).sum(),
-            },
-        );
-        self.times.insert(
-            epoch,
-            Times {
-                captured: Instant::now(),
-                acked: None,
-            },
-        );
-        self.captured = Some(shipment);
-        self.step(Event::Captured { epoch }).await;
-    }
-
-    async fn gateway_outcome(&mut self, outcome: gateway_task::Outcome) {
-        use gateway_task::Outcome;
-        match outcome {
-            Outcome::Committed { epoch, took } => {
-                let times = self.times.remove(&epoch);
-                let commit1 = times
-                    .and_then(|t| Some(t.acked?.saturating_duration_since(t.captured)))
-                    .unwrap_or_default();
-                emit(
-                    &self.reporter,
-                    Report::Committed {
-                        epoch,
-                        commit1_us: micros(commit1),
-                        commit2_us: micros(took),
-                    },
-                );
-                self.step(Event::Committed { epoch }).await;
-            }
-            Outcome::CommitFailed { epoch, reason } => {
-                tracing::error!(%epoch, reason, "an epoch could not be committed; it is tried again");
-                emit(&self.reporter, Report::CommitFailed { epoch, reason });
-                self.step(Event::CommitFailed { epoch }).await;
-            }
-            Outcome::Drained { epoch } => {
-                tracing::info!(%epoch, "the gateway is in sync mode");
-                self.step(Event::Drained).await;
-            }
-            Outcome::DrainFailed => self.step(Event::DrainFailed).await,
-            Outcome::Detached => {}
-            Outcome::Pressure => {
-                self.pressed = true;
-                self.checkpoint_due().await;
-                if self.machine.capturing() && std::mem::take(&mut self.pressed) {
-                    self.relieve();
-                }
-            }
-            Outcome::Fenced { reason } => self.fenced(reason).await,
-            Outcome::Lost { reason } => {
-                tracing::warn!(
-                    reason,
-                    "the gateway does not answer; the guest's disk requests wait"
-                );
-                self.gateway_lost = true;
-                emit(&self.reporter, Report::GatewayLost { reason });
-            }
-            // Without a standby there is nobody to give the VM to: it waits.
-            Outcome::Silent { patience } if self.machine.protected() => {
-                let seconds = patience.as_secs_f32();
-                self.vm_gone(&format!(
-                    "the gateway has not answered for {seconds:.1} s; the standby may reach it"
-                ))
-                .await;
-            }
-            Outcome::Silent { .. } => {}
-            Outcome::Back => {
-                tracing::info!("the gateway answers again");
-                self.gateway_lost = false;
-                emit(&self.reporter, Report::GatewayBack);
-            }
-        }
-    }
-
-    async fn fenced(&mut self, reason: String) {
-        tracing::error!(reason, "fenced: the VM is stopped here");
-        self.ending.get_or_insert(Ending::Fenced(reason));
-        self.step(Event::Fenced).await;
-    }
-
-    async fn vm_gone(&mut self, reason: &str) {
-        tracing::error!(reason, "the VM is lost here");
-        self.ending.get_or_insert(Ending::Lost(reason.to_owned()));
-        self.step(Event::VmLost).await;
-    }
-
-    async fn ended(&mut self, reason: &str) {
-        self.ending
-            .get_or_insert(Ending::Planned(reason.to_owned()));
-        self.step(Event::VmEnded).await;
-    }
-
     /// The VM ended as planned: first its QEMU goes (nothing is written any more), then the gateway commits what is
-    /// held, then the standby may forget.
+    /// held, then the standby may forget. A guest that powered off writes nothing any more either; its QEMU stays until the
+    /// last packets, which may leave when all is committed, have left.
     async fn end(&mut self) {
+        if !self.guest_is_down {
+            self.vm_task.shutdown().await;
+        }
+        if self.hand_back().await
+            && let Gate::There(gate) = &self.gate
+        {
+            gate.pass();
+            let deadline = Instant::now() + LAST_PACKETS;
+            while gate.counts().held_bytes > 0 && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         self.vm_task.shutdown().await;
+        self.farewell(Kind::End).await;
+    }
+
+    /// Gives the disks back to the gateway, which commits what it holds. Says whether it did.
+    async fn hand_back(&mut self) -> bool {
         self.ask_gateway(gateway_task::Request::Detach).await;
         let detached = async {
             while let Some(outcome) = self.gateway_outcomes.recv().await {
-                if matches!(
-                    outcome,
-                    gateway_task::Outcome::Detached | gateway_task::Outcome::Fenced { .. }
-                ) {
-                    return;
+                match outcome {
+                    gateway_task::Outcome::Detached => return true,
+                    gateway_task::Outcome::NotDetached | gateway_task::Outcome::Fenced { .. } => {
+                        return false;
+                    }
+                    _ => {}
                 }
             }
+            false
         };
-        if tokio::time::timeout(FAREWELL_LIMIT, detached)
-            .await
-            .is_err()
-        {
+        let Ok(detached) = tokio::time::timeout(FAREWELL_LIMIT, detached).await else {
             tracing::warn!("the gateway did not take the disks back in time");
-        }
-        self.farewell(Kind::End).await;
+            return false;
+        };
+        detached
     }
 
     /// The last word to the standby, if it is there. A Yield saves it the time to become suspicious.

@@ -101,6 +101,10 @@ pub async fn serve_standby(
     mut stop: watch::Receiver<u32>,
 ) -> Result<Option<Ending>, StandbyError> {
     config.check()?;
+    let netdevs = match &config.protect {
+        Some(protect) => protect.gated(&config.vm)?,
+        None => Vec::new(),
+    };
     let listener = config.listen.listen().await;
     let listener = listener.map_err(|source| StandbyError::Listen {
         address: config.listen.clone(),
@@ -122,6 +126,7 @@ pub async fn serve_standby(
         reporter,
         id,
         listener,
+        netdevs,
     };
     loop {
         let accepted = tokio::select! {
@@ -141,7 +146,9 @@ pub async fn serve_standby(
             outcome = session.receive() => match outcome {
                 After::Nothing => {}
                 After::Running(guest) => {
-                    let ending = guest.run(&host.listener, &host.reporter, stop).await;
+                    let ending = guest
+                        .run(&host.config, &host.listener, &host.reporter, stop)
+                        .await;
                     return Ok(Some(ending));
                 }
                 After::Failed(error) => return Err(error),
@@ -157,6 +164,8 @@ struct Host {
     reporter: Reporter,
     id: String,
     listener: Listener,
+    /// Network backends that an output gate is put in front of once the guest runs here.
+    netdevs: Vec<String>,
 }
 
 /// What became of a source.
@@ -244,6 +253,7 @@ impl Host {
         let ram = GuestRam::create(&vm.ram_dir, &vm.name, Role::Standby, vm.memory_bytes())
             .map_err(Unready::Vm)?;
         let place = RuntimePlace::standby(self.config.runtime_dir.join(&vm.name));
+        let place = place.on(&self.config.host);
         let standby = StandbyVm::launch(vm, &place, &attachments, Arc::new(ram))
             .await
             .map_err(Unready::Vm)?;
@@ -492,12 +502,20 @@ impl Session<'_> {
                 );
                 tracing::info!(%epoch, "the guest goes on here");
                 failpoint::hit(failpoints::AFTER_RESUMED);
+                if let Err(error) = vm.announce().await {
+                    tracing::warn!(%error, "the network was not told where the guest is now");
+                }
                 let place = Place {
                     client: self.client,
                     group: self.host.config.vm.name.clone(),
                     generation,
                 };
-                After::Running(Box::new(TakenOver { vm, place }))
+                After::Running(Box::new(TakenOver {
+                    vm,
+                    place,
+                    owner: self.host.id.clone(),
+                    netdevs: self.host.netdevs.clone(),
+                }))
             }
             Err(source) => After::Failed(StandbyError::Resume { epoch, source }),
         }

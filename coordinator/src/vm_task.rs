@@ -1,7 +1,8 @@
 //! The task that owns the source's VM: it runs the guest, makes the first copy of its memory, and captures checkpoints.
 //!
 //! Here is invariant 1, the atomic cut: between the answer to `stop` (all guest I/O is drained) and `cont`, the epoch
-//! is sealed over all disks and memory and devices are saved. Nothing else may come between.
+//! is sealed over all disks, memory and devices are saved, and the line is drawn in what the guest has sent. Nothing else may
+//! come between.
 //!
 //! Dropping the task kills the VM's QEMU, at whatever it waits: that is how a fenced source stops.
 
@@ -11,7 +12,7 @@ use nbd_server::Epoch;
 use nbd_server::control::api::SealReply;
 use nbd_server::control::client::ControlError;
 use nbd_server::failpoint;
-use qemu_glue::{BaseCursor, PageSet, SourceVm, VmEvent};
+use qemu_glue::{BaseCursor, Cut, OutputGate, PageSet, SourceVm, VmEvent};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::channel_io::Sender;
@@ -36,6 +37,8 @@ pub(crate) enum Request {
     CopyBase { number: LinkNumber, sender: Sender },
     /// A checkpoint.
     Capture,
+    /// Put an output gate in front of these network backends.
+    AttachGate { netdevs: Vec<String>, limit: u64 },
     /// Policy `on_standby_loss = "pause"`: stay paused, captures included, until `Run`.
     Hold,
     /// Undoes `Hold`.
@@ -57,6 +60,10 @@ pub(crate) enum Outcome {
     Captured(Box<Captured>),
     /// The guest runs on, there is no checkpoint.
     CaptureFailed { reason: String },
+    /// The gate is there, and passes.
+    GateAttached(OutputGate),
+    /// QEMU does not allow it.
+    GateFailed { reason: String },
     /// The gateway says that the disks belong to someone else. The guest stays stopped.
     Fenced { reason: String },
     /// The guest powered off.
@@ -70,6 +77,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Captured {
     pub shipment: Shipment,
     pub pause: Pause,
+    /// Before it is what the guest had sent by then; None if nobody looks at that.
+    pub output: Option<Cut>,
     /// Dirty bytes of guest RAM.
     pub dirty_bytes: u64,
     /// Bytes of device state.
@@ -81,6 +90,7 @@ pub(crate) struct Captured {
 /// Runs until the VM ends or the requests do.
 pub(crate) async fn run(
     mut vm: SourceVm,
+    mut gate: Option<OutputGate>,
     place: Place,
     mut requests: mpsc::Receiver<Request>,
     outcomes: mpsc::Sender<Outcome>,
@@ -112,13 +122,21 @@ pub(crate) async fn run(
             }
             Request::Capture => {
                 let next = sealed.map(Epoch::next);
-                match try_capture(&mut vm, &place, held, next, &mut pages).await {
+                match try_capture(&mut vm, gate.as_ref(), &place, held, next, &mut pages).await {
                     Ok(captured) => {
                         sealed = Some(captured.shipment.epoch);
                         Some(Outcome::Captured(Box::new(captured)))
                     }
                     Err(error) => Some(no_checkpoint(&error, &mut events)),
                 }
+            }
+            Request::AttachGate { netdevs, limit } => {
+                Some(match vm.attach_gate(&netdevs, limit).await {
+                    Ok(attached) => Outcome::GateAttached(gate.insert(attached).clone()),
+                    Err(error) => Outcome::GateFailed {
+                        reason: chain(&error),
+                    },
+                })
             }
             Request::Hold => {
                 held = true;
@@ -252,6 +270,7 @@ enum CaptureError {
 /// One pause: stop, then seal and save side by side, then let the guest run on (unless it is held).
 async fn try_capture(
     vm: &mut SourceVm,
+    gate: Option<&OutputGate>,
     place: &Place,
     held: bool,
     next: Option<Epoch>,
@@ -261,6 +280,7 @@ async fn try_capture(
     let began = Instant::now();
     let mut stopped = vm.stop().await.map_err(CaptureError::Vm)?;
     failpoint::hit(failpoints::AFTER_STOP);
+    let output = gate.map(OutputGate::cut);
     let ((sealed, seal), saved) = tokio::join!(seal(place, next), stopped.save(pages));
     let sealed = match sealed {
         // The guest stays stopped: what is not ours any more does not run on.
@@ -292,6 +312,7 @@ async fn try_capture(
         },
         dirty_bytes: pages.data.len() as u64,
         device_bytes,
+        output,
         pause: Pause {
             stop: parts.stop,
             seal: micros(seal),

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use coordinator::config::{Output, Protection};
 use coordinator::{ProtectConfig, StandbyConfig};
 use nbd_server::GatewayConfig;
 use nbd_server::access::Pattern;
@@ -120,10 +121,10 @@ fn source(text: &str) {
         Ok(()) => {
             assert!((1..=60_000).contains(&config.interval_ms) && !config.standby.is_empty());
             assert!(config.suspicion_ms >= 3 * config.heartbeat_ms);
+            held(&config.protection(), &config.vm);
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
-    assert_eq!(config.interval().as_millis(), config.interval_ms.into());
     vm(config.vm);
 }
 
@@ -132,10 +133,25 @@ fn standby(text: &str) {
         return;
     };
     match config.check() {
-        Ok(()) => assert!(config.insecure || !config.listen.is_exposed()),
+        Ok(()) => {
+            assert!(config.insecure || !config.listen.is_exposed());
+            if let Some(protect) = &config.protect {
+                assert!((1..=60_000).contains(&protect.interval_ms) && !protect.standby.is_empty());
+                held(protect, &config.vm);
+            }
+        }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
     vm(config.vm);
+}
+
+/// A gate is in front of every interface whose packets are to be held.
+fn held(protection: &Protection, vm: &VmDescription) {
+    assert!((1..=65_536).contains(&protection.output_limit_mib));
+    if protection.output == Output::Hold {
+        let netdevs = vm.gated_netdevs().expect("the check has looked at them");
+        assert!(netdevs.iter().all(|id| !id.is_empty()));
+    }
 }
 
 fn vm(mut vm: VmDescription) {

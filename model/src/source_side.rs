@@ -296,6 +296,11 @@ impl World {
                 epoch,
                 standby,
             }),
+            // What the gate does follows from the phase: `holds_output`.
+            Action::HoldOutput => {}
+            Action::PassOutput => {
+                self.release_all(side);
+            }
             Action::ReleaseOutput { epoch } => {
                 self.release(side, epoch);
             }
@@ -310,7 +315,6 @@ impl World {
             Action::DrainToSync => source.requests.push_back(Request::Drain { generation }),
             Action::SeekStandby => {
                 source.seeking = true;
-                self.release_all(side);
             }
             Action::StopVm => source.vm = None,
             Action::Yield => {

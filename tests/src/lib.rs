@@ -12,6 +12,7 @@
     reason = "a harness of tests fails by panicking"
 )]
 
+pub mod client;
 pub mod command;
 pub mod control;
 mod die_with_parent;
@@ -19,6 +20,7 @@ pub mod disk;
 pub mod epochs;
 pub mod frames;
 pub mod nbd;
+pub mod network;
 pub mod paths;
 pub mod process;
 pub mod qmp;

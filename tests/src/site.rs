@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::command::{self, Ended};
+use crate::network;
 use crate::paths;
 use crate::process::{Process, signal_pid};
 use crate::serial::{Serial, Verdict};
@@ -32,6 +33,10 @@ pub struct Options {
     /// Silence after which the other side is taken for lost. Long, so that a busy machine alone is never taken for a
     /// failure; a process that is killed is noticed at once all the same.
     pub suspicion_ms: u64,
+    /// A network interface for the guest, on the taps of [`crate::network::Lan`], and what becomes of its packets: `hold` or `pass`.
+    pub output: Option<&'static str>,
+    /// `fixed` or `demand`.
+    pub rhythm: &'static str,
 }
 
 impl Default for Options {
@@ -41,6 +46,8 @@ impl Default for Options {
             tracker: "auto",
             interval_ms: 25,
             suspicion_ms: 10_000,
+            output: None,
+            rhythm: "fixed",
         }
     }
 }
@@ -111,19 +118,29 @@ impl Site {
         let vm = format!(
             "\n[vm]\nname = \"{VM}\"\nqemu = \"{}\"\naccel = \"tcg\"\nmemory_mib = {}\nkernel = \"{guest}/vmlinuz\"\n\
              initrd = \"{guest}/initrd.gz\"\nappend = \"{}\"\ndirty_tracker = \"{}\"\nram_dir = \"{}\"\n\
-             extra_args = [\"-serial\", \"file:{dir}/serial-{{role}}.log\"]\n",
+             extra_args = [\"-serial\", \"file:{dir}/serial-{{role}}.log\"{}]\n",
             paths::qemu(),
             options.memory_mib,
-            paths::cmdline(),
+            match options.output {
+                Some(_) => format!("{} {}", paths::cmdline(), network::GUEST_CMDLINE),
+                None => paths::cmdline(),
+            },
             options.tracker,
             self.ram_dir.path().display(),
+            match options.output {
+                Some(_) => network::QEMU_ARGS,
+                None => "",
+            },
             guest = paths::guest().display(),
         );
         self.write(
             "vm.toml",
             &format!(
-                "host = \"host-a\"\nstandby = [\"unix:{dir}/standby.sock\"]\ninterval_ms = {}\n{common}{vm}",
-                options.interval_ms
+                "host = \"host-a\"\nstandby = [\"unix:{dir}/standby.sock\"]\ninterval_ms = {}\nrhythm = \"{}\"\n\
+                 output = \"{}\"\n{common}{vm}",
+                options.interval_ms,
+                options.rhythm,
+                options.output.unwrap_or("hold"),
             ),
         );
         self.write(

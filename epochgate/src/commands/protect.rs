@@ -3,9 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use coordinator::ProtectConfig;
 use coordinator::cold_start::NotStarted;
-use coordinator::source_loop::ProtectError;
+use coordinator::{ProtectConfig, ProtectError};
 
 use crate::cli::ProtectArgs;
 use crate::config_file;

@@ -53,7 +53,7 @@ async fn run(site: &Site, config: &ProtectConfig, dir: &Path) -> anyhow::Result<
             ))
         })
         .collect();
-    let place = RuntimePlace::source(config.runtime_dir.join(VM));
+    let place = RuntimePlace::source(config.runtime_dir.join(VM)).on(&config.host);
     let mut vm = SourceVm::launch(&config.vm, &place, &disks).await?;
     vm.resume().await?;
     let deadline = Instant::now() + BOOT_LIMIT;

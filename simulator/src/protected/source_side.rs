@@ -351,6 +351,9 @@ impl World<'_> {
                 }
             }
             Action::Commit2 { .. } | Action::DrainToSync => source.requests.push_back(action),
+            // What the gate does follows from the phase, see `source_guest`.
+            Action::HoldOutput => {}
+            Action::PassOutput => self.release(node, None)?,
             Action::ReleaseOutput { epoch } => self.release(node, Some(epoch))?,
             Action::Commit3 { epoch } => self.say(node, Kind::Commit3, epoch, Bytes::new()),
             Action::DropStandby => {
@@ -361,7 +364,6 @@ impl World<'_> {
                 source.seeking = true;
                 source.greeted = None;
                 self.later(node, process, 200, Timer::Seek);
-                self.release(node, None)?;
             }
             Action::StopVm => source.vm.stopped = true,
             Action::Yield => self.say(node, Kind::Yield, Epoch(0), Bytes::new()),

@@ -11,7 +11,10 @@
 //! | `seed` | fixes the choice of operations; 0: a new choice each run | 0 |
 //! | `ops` | stop after so many operations and verify all once more; 0: never | 0 |
 //! | `report_ms` | time between two reports, milliseconds | 200 |
+//! | `service` | TCP port of its service on the network, the next one belongs to it; 0: none | 0 |
+//! | `beacon` | address and port that a UDP packet is sent to every 2 ms | none |
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A setting that can't be used.
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub enum ConfigError {
     /// No such setting.
     #[error(
-        "there is no setting {0:?}; known are disks, blocks, writers, rate, mem_mib, dirty, seed, ops, report_ms"
+        "there is no setting {0:?}; known are disks, blocks, writers, rate, mem_mib, dirty, seed, ops, report_ms, service, beacon"
     )]
     Unknown(String),
     /// A number was expected.
@@ -32,6 +35,12 @@ pub enum ConfigError {
         /// The smallest that is allowed.
         least: u64,
     },
+    /// An address was expected.
+    #[error("beacon needs an address and a port, as in 10.78.0.1:9000, not {0:?}")]
+    Address(String),
+    /// A port was expected.
+    #[error("service needs a port from 0 to 65534, not {0:?}")]
+    Port(String),
     /// An option without a value.
     #[error("{0} needs a value")]
     NoValue(String),
@@ -53,6 +62,8 @@ pub struct Config {
     pub seed: u64,
     pub ops: u64,
     pub report_ms: u64,
+    pub service: u16,
+    pub beacon: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -67,6 +78,8 @@ impl Default for Config {
             seed: 0,
             ops: 0,
             report_ms: 200,
+            service: 0,
+            beacon: None,
         }
     }
 }
@@ -137,6 +150,14 @@ impl Config {
             "seed" => self.seed = number(0)?,
             "ops" => self.ops = number(0)?,
             "report_ms" => self.report_ms = number(1)?,
+            "service" => {
+                let port = value.parse().ok().filter(|&port| port < u16::MAX);
+                self.service = port.ok_or_else(|| ConfigError::Port(value.to_owned()))?;
+            }
+            "beacon" => {
+                let address = value.parse();
+                self.beacon = Some(address.map_err(|_| ConfigError::Address(value.to_owned()))?);
+            }
             _ => return Err(ConfigError::Unknown(name.to_owned())),
         }
         Ok(())

@@ -17,6 +17,7 @@ mod judge;
 mod memory;
 mod report;
 mod rng;
+mod service;
 mod sweep;
 mod table;
 mod workload;
@@ -39,6 +40,8 @@ enum WitnessError {
     Config(#[source] ConfigError),
     #[error("a disk is not usable")]
     Disk(#[source] DiskError),
+    #[error("the service on the network could not be started")]
+    Service(#[source] std::io::Error),
     #[error("a worker thread could not be started")]
     Spawn(#[source] std::io::Error),
     #[error("a worker thread panicked")]
@@ -76,6 +79,12 @@ fn run(config: &Config) -> Result<bool, WitnessError> {
     let disks = Arc::new(disks);
     let report = Arc::new(Report::new(rng::run_id(), disks.len(), config.writers));
     report.hello(config, &disks);
+    if config.service != 0 {
+        service::serve(config.service).map_err(WitnessError::Service)?;
+    }
+    if let Some(to) = config.beacon {
+        service::beacon(to).map_err(WitnessError::Service)?;
+    }
 
     let mut workers = Vec::new();
     for index in 0..config.writers {
