@@ -59,6 +59,10 @@ pub enum Event {
         /// Its epoch.
         epoch: Epoch,
     },
+    /// The operator moves the VM to its standby.
+    SwitchoverAsked,
+    /// That takes too long; it is to run on here.
+    SwitchoverOff,
     /// The standby is gone or silent.
     StandbyLost,
     /// The gateway is in sync mode; all that the guest wrote is committed.
@@ -80,6 +84,10 @@ pub enum Action {
     CopyBase,
     /// Pause the VM, seal the epoch at the gateway, capture memory and devices, let the VM run on.
     Capture,
+    /// The last one of a switchover: the same, but the VM stays paused.
+    CaptureLast,
+    /// The switchover is off: let the VM run on.
+    RunOn,
     /// Send the captured checkpoint, ending with COMMIT 1.
     SendCheckpoint {
         /// Its epoch.
@@ -160,6 +168,23 @@ enum Stage {
     Committing,
 }
 
+/// A planned move of the VM to its standby: one more checkpoint, after which the VM stays paused, and when that is committed the standby
+/// goes on from it. Nothing is rolled back, as nothing happens after the cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+enum Switchover {
+    /// Nobody has asked for one.
+    #[default]
+    No,
+    /// The last capture waits for the one under way.
+    Asked,
+    /// The last capture is under way.
+    Capturing,
+    /// The last epoch is on its way to its commit record.
+    Last(Epoch),
+    /// Given up while the last capture was under way, which leaves the VM paused.
+    Off,
+}
+
 /// The state machine of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
@@ -171,6 +196,7 @@ pub struct Source {
     /// The capture under way belongs to a standby that was lost meanwhile.
     capture_is_stale: bool,
     committed: Option<Epoch>,
+    switchover: Switchover,
 }
 
 impl Source {
@@ -183,6 +209,7 @@ impl Source {
             capturing: false,
             capture_is_stale: false,
             committed: None,
+            switchover: Switchover::No,
         }
     }
 
@@ -212,6 +239,26 @@ impl Source {
         self.capturing
     }
 
+    /// Whether a switchover is under way.
+    pub fn switching(&self) -> bool {
+        !matches!(self.switchover, Switchover::No | Switchover::Off)
+    }
+
+    /// The last epoch of a switchover that has succeeded: the standby goes on from it.
+    pub fn moved(&self) -> Option<Epoch> {
+        match self.switchover {
+            Switchover::Last(epoch) if self.is_over() && self.committed == Some(epoch) => {
+                Some(epoch)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the VM does not run here any more, or must not.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
     /// Epochs captured and not yet committed.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -231,6 +278,8 @@ impl Source {
             Event::Commit1Acked { epoch } => self.commit1_acked(epoch),
             Event::Committed { epoch } => self.commit_durable(epoch),
             Event::CommitFailed { epoch } => self.commit_failed(epoch),
+            Event::SwitchoverAsked => self.switchover_asked(),
+            Event::SwitchoverOff => self.switchover_off(),
             Event::StandbyLost => self.standby_lost(),
             Event::Drained => self.drained(),
             Event::DrainFailed => self.drain_failed(),
@@ -271,33 +320,82 @@ impl Source {
             Phase::Protecting { .. } => 1,
             _ => 0,
         };
-        if self.capturing || self.in_flight.len() >= limit {
+        if self.capturing || self.in_flight.len() >= limit || self.switching() {
             return Vec::new();
         }
         self.capturing = true;
         vec![Action::Capture]
     }
 
-    fn captured(&mut self, epoch: Epoch) -> Vec<Action> {
+    /// Only what is protected can be moved.
+    fn switchover_asked(&mut self) -> Vec<Action> {
+        if !self.protected() || self.switchover != Switchover::No {
+            return Vec::new();
+        }
+        self.switchover = Switchover::Asked;
+        self.capture_last()
+    }
+
+    fn capture_last(&mut self) -> Vec<Action> {
+        if self.switchover != Switchover::Asked || self.capturing {
+            return Vec::new();
+        }
+        self.switchover = Switchover::Capturing;
+        self.capturing = true;
+        vec![Action::CaptureLast]
+    }
+
+    /// The VM runs on; what was to be the last epoch is one like any other.
+    fn switchover_off(&mut self) -> Vec<Action> {
+        let (next, actions) = match self.switchover {
+            Switchover::No | Switchover::Asked => (Switchover::No, Vec::new()),
+            Switchover::Capturing | Switchover::Off => (Switchover::Off, Vec::new()),
+            Switchover::Last(_) => (Switchover::No, vec![Action::RunOn]),
+        };
+        self.switchover = next;
+        actions
+    }
+
+    /// A capture has ended. If it was the last one of a switchover that is off by now, the VM runs on.
+    fn capture_ended(&mut self) -> Vec<Action> {
         self.capturing = false;
+        if self.switchover == Switchover::Off {
+            self.switchover = Switchover::No;
+            return vec![Action::RunOn];
+        }
+        Vec::new()
+    }
+
+    fn captured(&mut self, epoch: Epoch) -> Vec<Action> {
+        let mut actions = self.capture_ended();
         if std::mem::take(&mut self.capture_is_stale) {
-            return vec![Action::DrainToSync];
+            actions.push(Action::DrainToSync);
+            return actions;
         }
         self.in_flight.push_back(InFlight {
             epoch,
             stage: Stage::Sent,
         });
-        vec![Action::SendCheckpoint { epoch }]
+        actions.push(Action::SendCheckpoint { epoch });
+        if self.switchover == Switchover::Capturing {
+            self.switchover = Switchover::Last(epoch);
+        }
+        actions.extend(self.capture_last());
+        actions
     }
 
     /// A seal may have happened whose memory was not captured. It can't be completed, and a later checkpoint can't
     /// leave it out: the way back to a consistent pair is through sync mode and a new first copy.
     fn capture_failed(&mut self) -> Vec<Action> {
-        self.capturing = false;
-        if std::mem::take(&mut self.capture_is_stale) {
-            return vec![Action::DrainToSync];
+        let stale = std::mem::take(&mut self.capture_is_stale);
+        let mut actions = self.switchover_off();
+        actions.extend(self.capture_ended());
+        if stale {
+            actions.push(Action::DrainToSync);
+        } else {
+            actions.extend(self.standby_lost());
         }
-        self.standby_lost()
+        actions
     }
 
     fn commit1_acked(&mut self, epoch: Epoch) -> Vec<Action> {
@@ -346,6 +444,11 @@ impl Source {
             protected_since.get_or_insert(epoch);
         }
         let mut actions = vec![Action::ReleaseOutput { epoch }, Action::Commit3 { epoch }];
+        if self.switchover == Switchover::Last(epoch) {
+            // The pair (disk, memory) of the last epoch is what the standby goes on from.
+            actions.extend(self.over(vec![Action::StopVm, Action::Yield]));
+            return actions;
+        }
         actions.extend(self.commit_next());
         actions
     }
@@ -373,11 +476,14 @@ impl Source {
             Phase::Protecting { .. } => {
                 self.phase = Phase::Draining;
                 self.in_flight.clear();
+                let mut actions = self.switchover_off();
+                actions.push(Action::DropStandby);
                 if self.capturing {
                     self.capture_is_stale = true;
-                    return vec![Action::DropStandby];
+                } else {
+                    actions.push(Action::DrainToSync);
                 }
-                vec![Action::DropStandby, Action::DrainToSync]
+                actions
             }
             Phase::Unprotected | Phase::Draining | Phase::Over => Vec::new(),
         }
@@ -406,184 +512,4 @@ impl Source {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn commit2(epoch: u64) -> Action {
-        Action::Commit2 {
-            epoch: Epoch(epoch),
-            standby: "b".into(),
-        }
-    }
-
-    fn protecting() -> Source {
-        let mut source = Source::new(3);
-        let standby = "b".to_owned();
-        assert_eq!(
-            source.step(Event::StandbyJoined { standby }),
-            [Action::CopyBase]
-        );
-        assert_eq!(
-            source.step(Event::BaseSent),
-            [Action::HoldOutput, Action::Capture]
-        );
-        source
-    }
-
-    fn protected() -> Source {
-        let mut source = protecting();
-        source.step(Event::Captured { epoch: Epoch(1) });
-        source.step(Event::Commit1Acked { epoch: Epoch(1) });
-        source.step(Event::Committed { epoch: Epoch(1) });
-        assert!(source.protected());
-        source
-    }
-
-    #[test]
-    fn one_epoch_goes_through_three_commits() {
-        let mut source = protecting();
-        assert!(!source.protected());
-        assert_eq!(
-            source.step(Event::Captured { epoch: Epoch(1) }),
-            [Action::SendCheckpoint { epoch: Epoch(1) }]
-        );
-        assert_eq!(
-            source.step(Event::Commit1Acked { epoch: Epoch(1) }),
-            [commit2(1)]
-        );
-        assert!(!source.protected());
-        assert_eq!(
-            source.step(Event::Committed { epoch: Epoch(1) }),
-            [
-                Action::ReleaseOutput { epoch: Epoch(1) },
-                Action::Commit3 { epoch: Epoch(1) }
-            ]
-        );
-        assert!(source.protected());
-    }
-
-    #[test]
-    fn no_commit_2_without_the_standbys_word() {
-        let mut source = protecting();
-        source.step(Event::Captured { epoch: Epoch(1) });
-        for event in [
-            Event::CheckpointDue,
-            Event::Commit1Acked { epoch: Epoch(2) },
-            Event::Committed { epoch: Epoch(1) },
-            Event::CommitFailed { epoch: Epoch(1) },
-        ] {
-            let actions = source.step(event);
-            assert!(!actions.iter().any(|a| matches!(
-                a,
-                Action::Commit2 { .. } | Action::Commit3 { .. } | Action::ReleaseOutput { .. }
-            )));
-        }
-    }
-
-    #[test]
-    fn epochs_in_flight_commit_in_order() {
-        let mut source = protected();
-        for epoch in 2..5 {
-            assert_eq!(source.step(Event::CheckpointDue), [Action::Capture]);
-            source.step(Event::Captured {
-                epoch: Epoch(epoch),
-            });
-        }
-        assert_eq!(source.step(Event::CheckpointDue), [], "the limit is three");
-        assert_eq!(source.step(Event::Commit1Acked { epoch: Epoch(3) }), []);
-        assert_eq!(
-            source.step(Event::Commit1Acked { epoch: Epoch(2) }),
-            [commit2(2)]
-        );
-        let actions = source.step(Event::Committed { epoch: Epoch(2) });
-        assert_eq!(actions.last(), Some(&commit2(3)));
-    }
-
-    #[test]
-    fn a_lost_standby_drains_and_is_sought_again() {
-        let mut source = protected();
-        assert_eq!(
-            source.step(Event::StandbyLost),
-            [Action::DropStandby, Action::DrainToSync]
-        );
-        assert!(!source.protected());
-        assert_eq!(source.step(Event::CheckpointDue), []);
-        assert_eq!(source.step(Event::DrainFailed), [Action::DrainToSync]);
-        assert_eq!(
-            source.step(Event::Drained),
-            [Action::PassOutput, Action::SeekStandby]
-        );
-        assert_eq!(source.phase(), &Phase::Unprotected);
-    }
-
-    #[test]
-    fn a_drain_waits_for_the_capture_under_way() {
-        let mut source = protected();
-        source.step(Event::CheckpointDue);
-        assert_eq!(source.step(Event::StandbyLost), [Action::DropStandby]);
-        assert_eq!(
-            source.step(Event::Captured { epoch: Epoch(2) }),
-            [Action::DrainToSync]
-        );
-    }
-
-    /// Found by the simulator (seed 3203): a capture whose `stop` waits for a flush, which waits for the first commit.
-    #[test]
-    fn no_second_capture_before_the_first_commit() {
-        let mut source = protecting();
-        source.step(Event::Captured { epoch: Epoch(1) });
-        assert_eq!(source.step(Event::CheckpointDue), []);
-        assert_eq!(
-            source.step(Event::StandbyLost),
-            [Action::DropStandby, Action::DrainToSync]
-        );
-    }
-
-    #[test]
-    fn a_late_answer_of_a_lost_standby_changes_nothing() {
-        let mut source = protected();
-        source.step(Event::CheckpointDue);
-        source.step(Event::Captured { epoch: Epoch(2) });
-        source.step(Event::StandbyLost);
-        assert_eq!(source.step(Event::Commit1Acked { epoch: Epoch(2) }), []);
-        assert_eq!(source.step(Event::Committed { epoch: Epoch(2) }), []);
-    }
-
-    #[test]
-    fn a_failed_capture_never_leaves_a_hole() {
-        let mut source = protected();
-        source.step(Event::CheckpointDue);
-        assert_eq!(
-            source.step(Event::CaptureFailed),
-            [Action::DropStandby, Action::DrainToSync]
-        );
-    }
-
-    #[test]
-    fn a_fenced_source_only_stops() {
-        let mut source = protected();
-        assert_eq!(source.step(Event::Fenced), [Action::StopVm, Action::Yield]);
-        for event in [
-            Event::CheckpointDue,
-            Event::Captured { epoch: Epoch(2) },
-            Event::Drained,
-        ] {
-            assert_eq!(source.step(event), []);
-        }
-    }
-
-    #[test]
-    fn a_commit_that_failed_is_tried_again() {
-        let mut source = protected();
-        source.step(Event::CheckpointDue);
-        source.step(Event::Captured { epoch: Epoch(2) });
-        assert_eq!(
-            source.step(Event::Commit1Acked { epoch: Epoch(2) }),
-            [commit2(2)]
-        );
-        assert_eq!(
-            source.step(Event::CommitFailed { epoch: Epoch(2) }),
-            [commit2(2)]
-        );
-    }
-}
+mod tests;

@@ -19,6 +19,7 @@ pub mod channel_io;
 pub mod checkpoint;
 pub mod checkpoint_channel;
 pub mod cold_start;
+pub mod command;
 pub mod commit;
 pub mod config;
 pub mod disks;

@@ -2,9 +2,10 @@
 
 use nbd_server::control::client::{Client, ControlError};
 use qemu_glue::{RuntimePlace, SourceVm};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::cold_start::{self, NotStarted};
+use crate::command::Command;
 use crate::config::{ConfigError, ProtectConfig};
 use crate::disks;
 use crate::ending::Ending;
@@ -35,10 +36,11 @@ pub enum ProtectError {
     Vm(#[source] qemu_glue::Error),
 }
 
-/// Runs the VM until it ends. `stop` counts the requests to stop: one for a clean stop, two for a quick one.
+/// Runs the VM until it ends. `commands` are carried out one after another. `stop` counts the requests to stop: one for a clean stop, two for a quick one.
 pub async fn protect(
     config: ProtectConfig,
     reporter: Reporter,
+    commands: mpsc::Receiver<Command>,
     stop: watch::Receiver<u32>,
 ) -> Result<Ending, ProtectError> {
     config.check()?;
@@ -84,7 +86,7 @@ pub async fn protect(
     );
     let timing = Timing::new(config.heartbeat_ms, config.suspicion_ms);
     let ending = SourceLoop::new(protection, timing, reporter.clone(), place, owner, vm, gate)
-        .run(stop)
+        .run(commands, stop)
         .await;
     ending.report(&reporter);
     Ok(ending)

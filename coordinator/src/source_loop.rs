@@ -6,6 +6,7 @@
 //! into events, and the protocol's actions into requests; it never waits for any of them.
 
 mod outcomes;
+mod switchover;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::checkpoint_channel::Kind;
+use crate::command::Command;
 use crate::commit::{Action, Event, Phase, Source};
 use crate::config::{OnStandbyLoss, Protection};
 use crate::ending::{Ending, FAREWELL_LIMIT, POWER_DOWN_LIMIT, until};
@@ -74,6 +76,7 @@ pub(crate) struct SourceLoop {
     gate: Gate,
     gate_state: watch::Receiver<GateState>,
     beat: Beat,
+    switchover: Option<switchover::Switchover>,
     /// The guest has powered off; what it sent last may still leave.
     guest_is_down: bool,
     /// The VM was lost while nobody held its memory and nothing was held of its writes: nobody else will ask for the disks.
@@ -162,6 +165,7 @@ impl SourceLoop {
             held: false,
             gate,
             gate_state,
+            switchover: None,
             guest_is_down: false,
             nobody_else: false,
             dropped: 0,
@@ -178,7 +182,11 @@ impl SourceLoop {
         }
     }
 
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<u32>) -> Ending {
+    pub(crate) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut stop: watch::Receiver<u32>,
+    ) -> Ending {
         let mut power_down_until = None;
         let mut attach_at = None;
         match self.gate {
@@ -187,6 +195,7 @@ impl SourceLoop {
         }
         loop {
             let due = self.checkpoint_due_at();
+            let switchover_until = self.switchover.as_ref().map(|s| s.until);
             tokio::select! {
                 biased;
                 Some(outcome) = self.gateway_outcomes.recv() => self.gateway_outcome(outcome).await,
@@ -212,6 +221,8 @@ impl SourceLoop {
                 () = until(power_down_until) => {
                     self.ended("the guest did not power off in time and was ended").await;
                 }
+                Some(command) = commands.recv() => self.commanded(command).await,
+                () = until(switchover_until) => self.switchover_too_slow().await,
                 () = until(attach_at) => {
                     attach_at = None;
                     self.attach_gate().await;
@@ -250,7 +261,9 @@ impl SourceLoop {
     /// Feeds an event to the protocol and carries out what it says.
     async fn step(&mut self, event: Event) {
         let was_protected = self.machine.protected();
-        for action in self.machine.step(event) {
+        let actions = self.machine.step(event);
+        self.follow_switchover();
+        for action in actions {
             self.carry_out(action).await;
         }
         if !was_protected
@@ -282,6 +295,8 @@ impl SourceLoop {
                 }
                 self.ask_vm(vm_task::Request::Capture).await;
             }
+            Action::CaptureLast => self.ask_vm(vm_task::Request::CaptureLast).await,
+            Action::RunOn => self.ask_vm(vm_task::Request::Run).await,
             Action::SendCheckpoint { .. } => self.ship(),
             Action::Commit2 { epoch, standby } => {
                 nbd_server::failpoint::hit(failpoints::AFTER_COMMIT1);

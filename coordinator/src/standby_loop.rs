@@ -11,12 +11,13 @@ use nbd_server::control::api::{ErrorKind, TakeoverReply};
 use nbd_server::control::client::{Client, ControlError};
 use nbd_server::{Epoch, Generation, failpoint};
 use qemu_glue::{GuestRam, Role, RuntimePlace, StandbyVm, VmEvent};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::address::{ChannelAddress, Listener, Reader, Writer};
 use crate::channel_io::{self, ChannelError, Sender};
 use crate::checkpoint::{Checkpoint, CheckpointError, Incoming, Pages};
 use crate::checkpoint_channel::{Frame, Kind, Stamp};
+use crate::command::Command;
 use crate::config::{ConfigError, StandbyConfig};
 use crate::disks::{self, DisksError};
 use crate::ending::Ending;
@@ -95,9 +96,11 @@ enum Broken {
 }
 
 /// Serves as a standby until `stop` asks it to end, or until the VM that it took over has ended. Returns how that ended.
+/// `commands` are for the time after a takeover.
 pub async fn serve_standby(
     config: StandbyConfig,
     reporter: Reporter,
+    commands: mpsc::Receiver<Command>,
     mut stop: watch::Receiver<u32>,
 ) -> Result<Option<Ending>, StandbyError> {
     config.check()?;
@@ -147,7 +150,7 @@ pub async fn serve_standby(
                 After::Nothing => {}
                 After::Running(guest) => {
                     let ending = guest
-                        .run(&host.config, &host.listener, &host.reporter, stop)
+                        .run(&host.config, &host.listener, &host.reporter, commands, stop)
                         .await;
                     return Ok(Some(ending));
                 }

@@ -2,9 +2,10 @@
 //! in sync mode until the next standby protects it, and is fenced like any source when the disks get another owner.
 
 use qemu_glue::SourceVm;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::address::Listener;
+use crate::command::Command;
 use crate::config::{Protection, StandbyConfig};
 use crate::ending::Ending;
 use crate::gateway_task::Place;
@@ -34,6 +35,7 @@ impl TakenOver {
         config: &StandbyConfig,
         listener: &Listener,
         reporter: &Reporter,
+        commands: mpsc::Receiver<Command>,
         stop: watch::Receiver<u32>,
     ) -> Ending {
         let Self {
@@ -48,7 +50,7 @@ impl TakenOver {
         let gate = Gate::Later { netdevs };
         let source = SourceLoop::new(protection, timing, reporter.clone(), place, owner, vm, gate);
         let ending = tokio::select! {
-            ending = source.run(stop) => ending,
+            ending = source.run(commands, stop) => ending,
             never = turn_away(listener, &group) => never,
         };
         ending.report(reporter);

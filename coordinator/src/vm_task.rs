@@ -37,11 +37,13 @@ pub(crate) enum Request {
     CopyBase { number: LinkNumber, sender: Sender },
     /// A checkpoint.
     Capture,
+    /// A checkpoint, after which the VM stays paused until `Run`.
+    CaptureLast,
     /// Put an output gate in front of these network backends.
     AttachGate { netdevs: Vec<String>, limit: u64 },
     /// Policy `on_standby_loss = "pause"`: stay paused, captures included, until `Run`.
     Hold,
-    /// Undoes `Hold`.
+    /// Undoes `Hold` and `CaptureLast`.
     Run,
     /// Press the power button.
     PowerDown,
@@ -120,7 +122,8 @@ pub(crate) async fn run(
                 sealed = None;
                 Some(copy_base(&mut vm, number, &sender, &outcomes).await)
             }
-            Request::Capture => {
+            Request::Capture | Request::CaptureLast => {
+                held |= matches!(request, Request::CaptureLast);
                 let next = sealed.map(Epoch::next);
                 match try_capture(&mut vm, gate.as_ref(), &place, held, next, &mut pages).await {
                     Ok(captured) => {

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Standby(RoleArgs),
     /// Say what is protected, and how.
     Status(StatusArgs),
+    /// Move a protected VM to its standby, without losing anything.
+    Switchover(SwitchoverArgs),
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
@@ -166,6 +168,18 @@ impl From<TlsChoice> for nbd_server::tls::TlsMode {
             TlsChoice::Off => Self::Off,
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SwitchoverArgs {
+    /// The VM, on the host where it runs.
+    pub vm: String,
+    /// Where its source has its sockets.
+    #[arg(long, value_name = "DIR", default_value = "/run/epochgate")]
+    pub runtime_dir: PathBuf,
+    /// The answer as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,9 @@
 //! What a source and a standby have in common as processes: their events, and the socket that answers `epochgate status`.
 //!
-//! The socket is `{runtime_dir}/{role}-{vm}.sock`: whoever connects gets the present [`Status`] as one JSON object.
+//! The socket is `{runtime_dir}/{role}-{vm}.sock`: whoever connects gets the present [`Status`] as one JSON object. Commands have a
+//! socket of their own, `{role}-{vm}.command`.
+
+pub(crate) mod commands;
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -9,11 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use coordinator::Ending;
+use coordinator::command::Command;
 use coordinator::report::{Report, Reporter, Stamped, Status};
 use qemu_glue::VmDescription;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::cli::RoleArgs;
 use crate::exit::{Usage, usage};
@@ -28,7 +32,11 @@ pub(crate) fn run(
     args: &RoleArgs,
     vm: &VmDescription,
     runtime_dir: &Path,
-    work: impl AsyncFnOnce(Reporter, watch::Receiver<u32>) -> anyhow::Result<ExitCode>,
+    work: impl AsyncFnOnce(
+        Reporter,
+        mpsc::Receiver<Command>,
+        watch::Receiver<u32>,
+    ) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     // Before the gateway hears of it: attaching fences whoever has the disks.
     vm.validate(&[]).map_err(usage)?;
@@ -38,11 +46,11 @@ pub(crate) fn run(
     }
     prepare_runtime_dir(runtime_dir)?;
     runtime::tokio()?.block_on(async {
-        let role = Role::start(role, &vm.name, runtime_dir, args.json).await?;
+        let (role, commands) = Role::start(role, &vm.name, runtime_dir, args.json).await?;
         let stop = runtime::stop_signals()?;
         let mut stopping = stop.clone();
         // Both in one task: the work may be over before another one has been scheduled, and the process with it.
-        let mut work = std::pin::pin!(work(role.reporter(), stop));
+        let mut work = std::pin::pin!(work(role.reporter(), commands, stop));
         let ended = tokio::select! {
             biased;
             _ = stopping.changed() => None,
@@ -60,13 +68,18 @@ pub(crate) fn run(
 #[derive(Debug)]
 struct Role {
     status: Arc<Mutex<Status>>,
-    socket: PathBuf,
+    sockets: [PathBuf; 2],
     json: bool,
 }
 
 impl Role {
-    /// Starts answering `epochgate status`. Fails if the same role already runs for this VM.
-    async fn start(role: &str, vm: &str, runtime_dir: &Path, json: bool) -> anyhow::Result<Self> {
+    /// Starts answering `epochgate status`, and taking commands. Fails if the same role already runs for this VM.
+    async fn start(
+        role: &str,
+        vm: &str,
+        runtime_dir: &Path,
+        json: bool,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Command>)> {
         let socket = runtime_dir.join(format!("{role}-{vm}.sock"));
         if UnixStream::connect(&socket).await.is_ok() {
             return Err(Usage(format!(
@@ -75,17 +88,23 @@ impl Role {
             ))
             .into());
         }
-        let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket)
-            .with_context(|| format!("the status socket {} can't be made", socket.display()))?;
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+        let listener = listen(&socket)?;
+        let commands_at = command_socket(runtime_dir, role, vm);
+        let commands_listener = listen(&commands_at)?;
         let status = Arc::new(Mutex::new(Status::new(role, vm)));
         tokio::spawn(answer(listener, Arc::clone(&status)));
-        Ok(Self {
+        let (sender, commands) = mpsc::channel(1);
+        tokio::spawn(commands::serve(
+            commands_listener,
+            Arc::clone(&status),
+            sender,
+        ));
+        let role = Self {
             status,
-            socket,
+            sockets: [socket, commands_at],
             json,
-        })
+        };
+        Ok((role, commands))
     }
 
     /// Keeps the status, prints events if that was asked for, and tells a service manager of the event that makes the role ready.
@@ -110,8 +129,23 @@ impl Role {
 
 impl Drop for Role {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket);
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
     }
+}
+
+/// Where a role takes commands.
+pub(crate) fn command_socket(runtime_dir: &Path, role: &str, vm: &str) -> PathBuf {
+    runtime_dir.join(format!("{role}-{vm}.command"))
+}
+
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("the socket {} can't be made", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 async fn answer(listener: UnixListener, status: Arc<Mutex<Status>>) {

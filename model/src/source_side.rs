@@ -287,6 +287,8 @@ impl World {
                 source.copying = source.link;
             }
             Action::Capture => source.capturing = true,
+            // A switchover is not modelled.
+            Action::CaptureLast | Action::RunOn => {}
             Action::SendCheckpoint { .. } => {
                 let (link, checkpoint) = (source.link, source.captured.take());
                 self.send(link?, Frame::Checkpoint(checkpoint?));

@@ -14,6 +14,7 @@ mod protect;
 mod serve;
 mod standby;
 mod status;
+mod switchover;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Protect(args) => protect::run(&args),
         Command::Standby(args) => standby::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Switchover(args) => switchover::run(&args),
         Command::Export(ExportCommand::List(args)) => export::list(&args),
         Command::Export(ExportCommand::Add(args)) => export::add(&args),
         Command::Export(ExportCommand::Remove(args)) => export::remove(&args),

@@ -17,13 +17,19 @@ pub(crate) fn run(args: &ProtectArgs) -> anyhow::Result<ExitCode> {
     config.saved_state.clone_from(&args.saved_state);
     config.check().map_err(usage)?;
     let (vm, dir) = (config.vm.clone(), config.runtime_dir.clone());
-    role::run("source", &args.role, &vm, &dir, async |reporter, stop| {
-        let ending = coordinator::protect(config, reporter, stop)
-            .await
-            .map_err(explain)
-            .with_context(|| format!("the VM \"{}\" is not protected", vm.name))?;
-        Ok(exit_code(&ending))
-    })
+    role::run(
+        "source",
+        &args.role,
+        &vm,
+        &dir,
+        async |reporter, commands, stop| {
+            let ending = coordinator::protect(config, reporter, commands, stop)
+                .await
+                .map_err(explain)
+                .with_context(|| format!("the VM \"{}\" is not protected", vm.name))?;
+            Ok(exit_code(&ending))
+        },
+    )
 }
 
 /// Which errors are the user's to mend.

@@ -351,6 +351,8 @@ impl World<'_> {
                 }
             }
             Action::Commit2 { .. } | Action::DrainToSync => source.requests.push_back(action),
+            // A switchover is not simulated.
+            Action::CaptureLast | Action::RunOn => {}
             // What the gate does follows from the phase, see `source_guest`.
             Action::HoldOutput => {}
             Action::PassOutput => self.release(node, None)?,
