@@ -2,7 +2,7 @@
 //! [`checkpoint_channel`](crate::checkpoint_channel) and nothing of what they mean.
 
 use std::io::{self, IoSlice};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::address::{Reader, Writer};
 use crate::checkpoint_channel::{Frame, FrameError, HEADER_BYTES, Header, Kind, Stamp};
+use crate::packing::{Packer, Unpackable, Unpacker};
 use nbd_server::Epoch;
 
 /// Frames that wait for the socket before a sender has to wait: at 4 MiB each this bounds the memory of a slow link,
@@ -32,6 +33,9 @@ pub enum ChannelError {
     /// What came is not a good frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// What came can't be restored.
+    #[error(transparent)]
+    Packed(#[from] Unpackable),
 }
 
 /// Reads one frame, checked. Payload memory is allocated only after the header's checksum and bounds are good.
@@ -59,6 +63,8 @@ pub(crate) async fn read_frame_within(
     Ok(header.with_payload(payload.freeze())?)
 }
 
+/// Payloads below this are packed where they are written.
+const PACK_IN_PLACE: usize = 64 << 10;
 /// Frames that were read and not taken yet.
 const READ_AHEAD_FRAMES: usize = 4;
 
@@ -71,13 +77,14 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Starts reading; the peer is suspected when nothing comes for `suspicion`.
-    pub(crate) fn start(mut reader: Reader, suspicion: Duration) -> Self {
+    /// Starts reading, and restores what was packed; the peer is suspected when nothing comes for `suspicion`.
+    pub(crate) fn start(mut reader: Reader, suspicion: Duration, mut unpacker: Unpacker) -> Self {
         let (queue, frames) = mpsc::channel(READ_AHEAD_FRAMES);
         let mut task = JoinSet::new();
         task.spawn(async move {
             loop {
                 let frame = read_frame_within(&mut reader, suspicion).await;
+                let frame = frame.and_then(|frame| Ok(unpacker.unpack(frame)?));
                 let last = frame.is_err();
                 if queue.send(frame).await.is_err() || last {
                     return;
@@ -125,6 +132,54 @@ fn ended(error: io::Error) -> ChannelError {
     }
 }
 
+/// A checkpoint that has been packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packed {
+    pub epoch: Epoch,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// What packing them took.
+    pub took: Duration,
+}
+
+/// How a source makes its frames small, and whom it tells.
+pub(crate) struct Packing {
+    packer: Packer,
+    sum: Packed,
+    tell: Box<dyn Fn(Packed) + Send>,
+}
+
+impl Packing {
+    /// `tell` is called for each checkpoint, on its way out; it must not block.
+    pub(crate) fn new(packer: Packer, tell: impl Fn(Packed) + Send + 'static) -> Self {
+        let sum = Packed {
+            epoch: Epoch(0),
+            wire_bytes: 0,
+            took: Duration::ZERO,
+        };
+        Self {
+            packer,
+            sum,
+            tell: Box::new(tell),
+        }
+    }
+
+    fn note(&mut self, frame: &Frame, took: Duration) {
+        if frame.epoch != self.sum.epoch {
+            self.sum = Packed {
+                epoch: frame.epoch,
+                wire_bytes: 0,
+                took: Duration::ZERO,
+            };
+        }
+        self.sum.wire_bytes += frame.wire_len();
+        self.sum.took += took;
+        if frame.kind == Kind::Commit1 {
+            (self.tell)(self.sum);
+        }
+    }
+}
+
 /// Where frames are handed in for sending. Dropping all of them closes the connection after the last frame.
 #[derive(Debug, Clone)]
 pub(crate) struct Sender {
@@ -139,9 +194,10 @@ impl Sender {
         writer: Writer,
         stamp: Stamp,
         heartbeat: Duration,
+        packing: Option<Packing>,
     ) -> (Self, JoinHandle<()>) {
         let (queue, frames) = mpsc::channel(QUEUE_FRAMES);
-        let task = tokio::spawn(write_frames(writer, frames, stamp, heartbeat));
+        let task = tokio::spawn(write_frames(writer, frames, stamp, heartbeat, packing));
         (Self { queue, stamp }, task)
     }
 
@@ -170,12 +226,32 @@ async fn write_frames(
     mut frames: mpsc::Receiver<Frame>,
     stamp: Stamp,
     heartbeat: Duration,
+    mut packing: Option<Packing>,
 ) {
     loop {
         let frame = match tokio::time::timeout(heartbeat, frames.recv()).await {
             Ok(Some(frame)) => frame,
             Ok(None) => break,
             Err(_) => Frame::new(Kind::Heartbeat, stamp, Epoch(0), Vec::new()),
+        };
+        let frame = match packing.take() {
+            None => frame,
+            Some(mut with) => {
+                let began = Instant::now();
+                // A large frame takes some milliseconds, in which nothing else would happen on this thread.
+                let packed = if frame.payload.len() < PACK_IN_PLACE {
+                    Ok((with.packer.pack(frame), with))
+                } else {
+                    let pack = move || (with.packer.pack(frame), with);
+                    tokio::task::spawn_blocking(pack).await
+                };
+                let Ok((frame, with)) = packed else {
+                    tracing::error!("checkpoint channel: packing a frame failed");
+                    return;
+                };
+                packing.insert(with).note(&frame, began.elapsed());
+                frame
+            }
         };
         if let Err(error) = write_frame(&mut writer, &frame).await {
             tracing::debug!(%error, "checkpoint channel: write failed");
@@ -227,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn frames_arrive_in_order_and_heartbeats_fill_the_silence() {
         let (mut reader, writer) = pair();
-        let (sender, _task) = Sender::start(writer, stamp(), Duration::from_millis(5));
+        let (sender, _task) = Sender::start(writer, stamp(), Duration::from_millis(5), None);
         let payload = vec![7u8; 1 << 20];
         sender
             .send_new(Kind::Pages, Epoch(3), payload.clone())
@@ -256,7 +332,7 @@ mod tests {
     #[tokio::test]
     async fn a_wait_that_is_given_up_half_way_loses_nothing() {
         let (reader, mut writer) = pair();
-        let mut incoming = Incoming::start(reader, Duration::from_secs(60));
+        let mut incoming = Incoming::start(reader, Duration::from_secs(60), Unpacker::new(0));
         let frame = Frame::new(Kind::Pages, stamp(), Epoch(3), vec![1u8; 100]);
         let mut wire = frame.header().to_vec();
         wire.extend_from_slice(&frame.payload);

@@ -1,6 +1,8 @@
 //! One checkpoint as it travels: the dirty pages and the device state of one paused instant, cut into frames at the
 //! source, put together and verified at the standby.
 //!
+//! On their way the frames are packed, and restored before anything here sees them ([`packing`](crate::packing)).
+//!
 //! Pure: it turns page sets into frames and frames into a [`Checkpoint`]; it knows no socket and no RAM file.
 //!
 //! Payload of a `Pages` or `BasePages` frame, all numbers little-endian:

@@ -18,6 +18,8 @@
 //!   End ───────────────────────────────────▶  the VM ended as planned; forget it
 //! ```
 //!
+//! Pages and device state travel packed, as `PackedBase`, `PackedPages` and `PackedDevice` ([`packing`](crate::packing)).
+//!
 //! Every frame starts with this header, all numbers little-endian:
 //!
 //! ```text
@@ -36,7 +38,7 @@ use nbd_server::{Epoch, Generation};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Version of the frames and their payloads.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Size of a frame header in bytes.
 pub const HEADER_BYTES: usize = 64;
 /// Largest payload of one frame in bytes. Larger page sets are sent in several frames; the bound keeps what a
@@ -73,14 +75,33 @@ pub enum Kind {
     Yield = 11,
     /// The VM ended as planned (UTF-8 reason).
     End = 12,
+    /// [`Kind::BasePages`], packed (see [`packing`](crate::packing)).
+    PackedBase = 13,
+    /// [`Kind::Pages`], packed.
+    PackedPages = 14,
+    /// [`Kind::Device`], packed.
+    PackedDevice = 15,
 }
 
 impl Kind {
     fn from_wire(value: u16) -> Option<Self> {
         use Kind::*;
         [
-            Hello, Welcome, Refused, BasePages, Pages, Device, Commit1, Commit1Ack, Commit3,
-            Heartbeat, Yield, End,
+            Hello,
+            Welcome,
+            Refused,
+            BasePages,
+            Pages,
+            Device,
+            Commit1,
+            Commit1Ack,
+            Commit3,
+            Heartbeat,
+            Yield,
+            End,
+            PackedBase,
+            PackedPages,
+            PackedDevice,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)

@@ -9,6 +9,7 @@ use qemu_glue::VmDescription;
 use serde::Deserialize;
 
 use crate::address::ChannelAddress;
+use crate::packing::Compression;
 
 /// What happens to the VM when its standby is lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -75,6 +76,12 @@ pub struct Protection {
     /// checkpoint is taken at once.
     #[serde(default = "output_limit_mib")]
     pub output_limit_mib: u64,
+    /// How what is sent to the standby is compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// MiB of pages that source and standby remember each, to send only what has changed in them, 0 to 65536.
+    #[serde(default = "delta_cache_mib")]
+    pub delta_cache_mib: u64,
 }
 
 /// The configuration of a source.
@@ -126,6 +133,12 @@ pub struct ProtectConfig {
     /// MiB of packets that are held for each network interface before more of them are dropped, 1 to 65536.
     #[serde(default = "output_limit_mib")]
     pub output_limit_mib: u64,
+    /// How what is sent to the standby is compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// MiB of pages that source and standby remember each, to send only what has changed in them, 0 to 65536.
+    #[serde(default = "delta_cache_mib")]
+    pub delta_cache_mib: u64,
     /// Send checkpoints beyond this machine without encryption. Only on a link that nobody else can reach.
     #[serde(default)]
     pub insecure: bool,
@@ -232,6 +245,8 @@ impl Protection {
             on_standby_loss: OnStandbyLoss::default(),
             output: Output::Pass,
             output_limit_mib: output_limit_mib(),
+            compression: Compression::default(),
+            delta_cache_mib: delta_cache_mib(),
         }
     }
 
@@ -245,6 +260,7 @@ impl Protection {
             100,
             600_000,
         )?;
+        in_range("delta_cache_mib", self.delta_cache_mib, 0, 65_536)?;
         in_range("output_limit_mib", self.output_limit_mib, 1, 65_536)?;
         if self.standby.is_empty() {
             return Err(ConfigError::NoStandby);
@@ -299,6 +315,8 @@ impl ProtectConfig {
             on_standby_loss: self.on_standby_loss,
             output: self.output,
             output_limit_mib: self.output_limit_mib,
+            compression: self.compression,
+            delta_cache_mib: self.delta_cache_mib,
         }
     }
 }
@@ -376,6 +394,10 @@ fn interval_ms() -> u64 {
 
 fn min_interval_ms() -> u64 {
     5
+}
+
+fn delta_cache_mib() -> u64 {
+    64
 }
 
 fn output_limit_mib() -> u64 {

@@ -28,6 +28,15 @@ pub struct Hello {
     pub ram_bytes: u64,
     /// The machine, which must be the same on both sides.
     pub machine: Fingerprint,
+    /// Bytes of pages that both sides remember, so that differences can be sent.
+    pub cache_bytes: u64,
+}
+
+impl Hello {
+    /// How many pages both sides remember: never more than the guest has, whatever the source asks for.
+    pub(crate) fn cached_pages(&self) -> usize {
+        usize::try_from(self.cache_bytes.min(self.ram_bytes) / 4096).unwrap_or(usize::MAX)
+    }
 }
 
 /// What a standby answers.

@@ -29,6 +29,7 @@ mod gateway_task;
 pub mod handshake;
 mod leftovers;
 mod link;
+pub mod packing;
 mod protect;
 mod pulse;
 pub mod report;

@@ -8,10 +8,11 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::address::{ChannelAddress, Reader};
-use crate::channel_io::{ChannelError, Sender, read_frame_within};
+use crate::channel_io::{ChannelError, Packed, Packing, Sender, read_frame_within};
 use crate::checkpoint_channel::{Frame, Kind, Stamp};
 use crate::failpoints;
 use crate::handshake::{HandshakeError, Hello, greet};
+use crate::packing::{Compression, Packer};
 
 /// Between two rounds over the list of standbys.
 const SEEK_AGAIN: Duration = Duration::from_millis(500);
@@ -29,6 +30,8 @@ pub(crate) enum LinkEvent {
     Seeking { reason: String },
     /// A standby answered; the link is ready.
     Joined(Link),
+    /// A checkpoint is on its way, packed.
+    Packed(Packed),
     /// COMMIT 1 acknowledged.
     Commit1Acked { epoch: Epoch },
     /// The link is dead.
@@ -115,6 +118,7 @@ pub(crate) async fn seek(
     stamp: Stamp,
     hello: Hello,
     timing: Timing,
+    compression: Compression,
     events: mpsc::Sender<(LinkNumber, LinkEvent)>,
 ) {
     // Per address: a list of several must not say the same things again in every round.
@@ -124,7 +128,14 @@ pub(crate) async fn seek(
         for (address, last_reason) in addresses.iter().zip(&mut last_reasons) {
             match greet(address, stamp, &hello).await {
                 Ok((welcome, reader, writer)) => {
-                    let (sender, writer) = Sender::start(writer, stamp, timing.heartbeat);
+                    let packer = Packer::new(compression, hello.cached_pages());
+                    let teller = events.clone();
+                    let packing = Packing::new(packer, move |packed| {
+                        // Only for those who watch.
+                        let _ = teller.try_send((number, LinkEvent::Packed(packed)));
+                    });
+                    let (sender, writer) =
+                        Sender::start(writer, stamp, timing.heartbeat, Some(packing));
                     let (outbox, outgoing) = mpsc::unbounded_channel();
                     let mut tasks = JoinSet::new();
                     tasks.spawn(listen(number, reader, stamp, timing, events.clone()));

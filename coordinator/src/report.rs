@@ -86,7 +86,7 @@ pub enum Report {
         device_bytes: u64,
         /// Bytes the guest wrote to its disks in this epoch.
         disk_bytes: u64,
-        /// Bytes of all its frames.
+        /// Bytes of all its frames, before they are packed.
         wire_bytes: u64,
         /// Packets that the guest has sent by then, since the output gate is there. Those that are new in this epoch wait for its
         /// commit record.
@@ -95,6 +95,15 @@ pub enum Report {
         /// Bytes of packets that wait then.
         #[serde(default)]
         output_bytes: u64,
+    },
+    /// Source: a checkpoint is on its way, packed.
+    Packed {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Bytes of all its frames on the wire.
+        wire_bytes: u64,
+        /// CPU time of packing them, beside the running guest, in microseconds.
+        pack_us: u64,
     },
     /// Source: the output gate was full; packets of the guest were dropped.
     OutputDropped {
@@ -353,16 +362,15 @@ impl Status {
                 self.committed = Some(*epoch);
                 self.message = None;
             }
+            Report::Packed { wire_bytes, .. } => self.wire_bytes = Some(*wire_bytes),
             Report::Captured {
                 pause_us,
-                wire_bytes,
                 output_bytes,
                 ..
             } => {
                 self.output_bytes = *output_bytes;
                 self.in_flight += 1;
                 self.pause_us = Some(*pause_us);
-                self.wire_bytes = Some(*wire_bytes);
             }
             Report::Committed { epoch, .. } => {
                 self.in_flight = self.in_flight.saturating_sub(1);

@@ -113,6 +113,7 @@ impl SourceLoop {
             source: owner,
             ram_bytes: vm.ram().len(),
             machine: vm.fingerprint().clone(),
+            cache_bytes: protection.delta_cache_mib << 20,
         };
         let (attached, gate_state) = match &gate {
             Gate::There(gate) => (Some(gate.clone()), gate.subscribe()),
@@ -394,6 +395,7 @@ impl SourceLoop {
             self.place.stamp(),
             self.hello.clone(),
             self.timing,
+            self.protection.compression,
             self.link_sender.clone(),
         ));
     }

@@ -26,6 +26,7 @@ use crate::gateway_task::Place;
 use crate::handshake::{Hello, hear, refuse, welcome};
 use crate::leftovers::remove_stale_ram;
 use crate::link::chain;
+use crate::packing::Unpacker;
 use crate::report::{Report, Reporter, emit, micros};
 use crate::standby::{Action, Event, Standby};
 use crate::taken_over::TakenOver;
@@ -210,14 +211,15 @@ impl Host {
         emit(
             &self.reporter,
             Report::SourceJoined {
-                source: hello.source,
+                source: hello.source.clone(),
                 generation: stamp.generation,
                 pid: prepared.1.pid(),
             },
         );
         let heartbeat = Duration::from_millis(self.config.heartbeat_ms);
         let suspicion = Duration::from_millis(self.config.suspicion_ms);
-        let (sender, _writer) = Sender::start(writer, stamp, heartbeat);
+        let (sender, _writer) = Sender::start(writer, stamp, heartbeat, None);
+        let unpacker = Unpacker::new(hello.cached_pages());
         let (client, vm) = prepared;
         let mut machine = Standby::new();
         machine.step(Event::SourceJoined);
@@ -227,7 +229,7 @@ impl Host {
             client,
             vm,
             stamp,
-            frames: channel_io::Incoming::start(reader, suspicion),
+            frames: channel_io::Incoming::start(reader, suspicion, unpacker),
             sender,
             incoming: None,
             verified: BTreeMap::new(),

@@ -12,15 +12,15 @@ use crate::waiting::PATIENCE;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 64;
 /// The version that is spoken.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Kinds of frames.
 pub mod kind {
     #![allow(missing_docs, reason = "named as in the drawing")]
     pub const HELLO: u16 = 1;
     pub const REFUSED: u16 = 3;
-    pub const BASE_PAGES: u16 = 4;
-    pub const PAGES: u16 = 5;
+    pub const BASE_PAGES: u16 = 13;
+    pub const PAGES: u16 = 14;
 }
 
 /// A whole frame for `vm`.

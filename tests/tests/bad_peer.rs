@@ -40,7 +40,7 @@ fn a_source_says_which_standby_it_can_not_use_and_why() {
             event,
             &[
                 "version 99",
-                "this side version 1;",
+                "this side version 2;",
                 "install the same epochgate on both hosts",
             ],
         )
@@ -70,7 +70,7 @@ fn a_standby_turns_damaged_greetings_away_and_takes_a_good_source_afterwards() {
     site.start_standby();
     let listen = site.path().join("other.sock");
 
-    let greeting = br#"{"vm":"vm1","source":"x:1","ram_bytes":1,"machine":{}}"#;
+    let greeting = br#"{"vm":"vm1","source":"x:1","ram_bytes":1,"machine":{},"cache_bytes":0}"#;
     let good = frame(VERSION, kind::HELLO, "vm1", greeting);
     let mut altered_payload = good.clone();
     altered_payload[frames::HEADER + 9] ^= 1;
@@ -87,7 +87,7 @@ fn a_standby_turns_damaged_greetings_away_and_takes_a_good_source_afterwards() {
         (endless, &["altered"]),
         (
             frame(99, kind::HELLO, "vm1", greeting),
-            &["version 99", "this side version 1;"],
+            &["version 99", "this side version 2;"],
         ),
         (
             frame(VERSION, kind::PAGES, "vm1", greeting),
@@ -125,7 +125,7 @@ fn a_standby_turns_damaged_greetings_away_and_takes_a_good_source_afterwards() {
     let discarded = site.standby().event(&["discarded"]);
     let log = site.standby().log();
     assert!(
-        log.contains("BasePages") && log.contains("altered"),
+        log.contains("PackedBase") && log.contains("altered"),
         "{discarded}\n{log}"
     );
     site.source().event(&["protected"]);

@@ -36,6 +36,14 @@ impl SourceLoop {
                 }
                 self.step(Event::Commit1Acked { epoch }).await;
             }
+            LinkEvent::Packed(packed) => emit(
+                &self.reporter,
+                Report::Packed {
+                    epoch: packed.epoch,
+                    wire_bytes: packed.wire_bytes,
+                    pack_us: micros(packed.took),
+                },
+            ),
             LinkEvent::Lost { reason } => self.standby_lost(reason).await,
         }
     }

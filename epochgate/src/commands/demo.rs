@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use coordinator::report::{Report, now_us};
+use coordinator::report::{Report, Stamped, now_us};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
 use serde_json::json;
@@ -187,26 +187,35 @@ impl Stage {
         let (mut count, mut pauses, mut wire, mut disk, mut last) = (0u64, Vec::new(), 0, 0, 0);
         while std::time::Instant::now() < end {
             let event = site.next_event(Duration::from_millis(20))?;
-            if let Some((
-                Who::Source,
-                coordinator::report::Stamped {
-                    report:
-                        Report::Captured {
-                            epoch,
-                            pause_us,
-                            wire_bytes,
-                            disk_bytes,
-                            ..
-                        },
-                    ..
-                },
-            )) = event
-            {
-                count += 1;
-                pauses.push(pause_us.total);
-                wire += wire_bytes;
-                disk += disk_bytes;
-                last = epoch.0;
+            match event {
+                Some((
+                    Who::Source,
+                    Stamped {
+                        report: Report::Packed { wire_bytes, .. },
+                        ..
+                    },
+                )) => {
+                    wire += wire_bytes;
+                }
+                Some((
+                    Who::Source,
+                    Stamped {
+                        report:
+                            Report::Captured {
+                                epoch,
+                                pause_us,
+                                disk_bytes,
+                                ..
+                            },
+                        ..
+                    },
+                )) => {
+                    count += 1;
+                    pauses.push(pause_us.total);
+                    disk += disk_bytes;
+                    last = epoch.0;
+                }
+                _ => {}
             }
             if std::time::Instant::now() >= next_line && count > 0 {
                 next_line += Duration::from_secs(1);

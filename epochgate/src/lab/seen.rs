@@ -43,14 +43,8 @@ impl Seen {
                 self.qemu.clone_from(qemu);
                 self.dirty_tracker.clone_from(dirty_tracker);
             }
-            Report::Captured {
-                pause_us,
-                wire_bytes,
-                ..
-            } => {
-                self.pauses.push(*pause_us);
-                self.wire_bytes.push(*wire_bytes);
-            }
+            Report::Captured { pause_us, .. } => self.pauses.push(*pause_us),
+            Report::Packed { wire_bytes, .. } => self.wire_bytes.push(*wire_bytes),
             Report::Committed {
                 epoch,
                 commit1_us,
