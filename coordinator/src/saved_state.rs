@@ -3,7 +3,9 @@
 //! thousands of guests. Nothing checks that the disks belong to it; whoever restores makes sure of that.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,9 +13,11 @@ use qemu_glue::{
     DiskAttachment, Error, GuestRam, PageSet, Role, RuntimePlace, SourceVm, StandbyVm,
     VmDescription,
 };
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 /// Bytes copied at once.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// Stops the guest for good and writes its state to `dir`. Its disk requests are all answered then.
 ///
@@ -31,9 +35,13 @@ pub async fn save(mut vm: SourceVm, dir: &Path) -> Result<(), Error> {
     std::fs::write(dir.join("device"), devices).map_err(broken)?;
     let file = File::create(dir.join("ram")).map_err(broken)?;
     file.set_len(ram.len()).map_err(broken)?;
-    for_chunks(ram.len(), |offset, chunk| {
+    for_chunks(0..ram.len(), |offset, chunk| {
         ram.read(offset, chunk)?;
-        write_data(&file, offset, chunk).map_err(broken)
+        // Leaves zeros out: the file is as sparse as the memory was.
+        if chunk.iter().any(|byte| *byte != 0) {
+            file.write_all_at(chunk, offset).map_err(broken)?;
+        }
+        Ok(())
     })?;
     vm.kill().await;
     Ok(())
@@ -55,45 +63,46 @@ pub async fn restore(
         source,
     };
     let devices = std::fs::read(dir.join("device")).map_err(broken)?;
-    let mut file = File::open(dir.join("ram")).map_err(broken)?;
+    let file = File::open(dir.join("ram")).map_err(broken)?;
     let bytes = description.memory_bytes();
     let ram = GuestRam::create(&description.ram_dir, &description.name, Role::Source, bytes)?;
-    for_chunks(bytes, |offset, chunk| {
-        file.seek(SeekFrom::Start(offset)).map_err(broken)?;
-        file.read_exact(chunk).map_err(broken)?;
-        if holds_data(chunk) {
-            ram.write(offset, chunk)?;
-        }
-        Ok(())
-    })?;
+    let mut from = 0;
+    while let Some(data) = next_data(&file, from).map_err(broken)? {
+        from = data.end;
+        for_chunks(data, |offset, chunk| {
+            file.read_exact_at(chunk, offset).map_err(broken)?;
+            ram.write(offset, chunk)
+        })?;
+    }
     let waiting = StandbyVm::launch(description, place, disks, Arc::new(ram)).await?;
     let (vm, _) = waiting.resume_from(&devices).await?;
     Ok(vm)
 }
 
+/// The next range of a file, at `from` or behind it, that is not a hole.
+///
+/// # Errors
+/// The system's reason.
+pub fn next_data(file: &File, from: u64) -> io::Result<Option<Range<u64>>> {
+    let start = match seek(file, SeekFrom::Data(from)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let end = seek(file, SeekFrom::Hole(start))?;
+    Ok(Some(start..end))
+}
+
 fn for_chunks(
-    bytes: u64,
+    range: Range<u64>,
     mut each: impl FnMut(u64, &mut [u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut buffer = vec![0; CHUNK];
-    let mut offset = 0;
-    while offset < bytes {
-        let len = usize::try_from(bytes - offset).map_or(CHUNK, |left| left.min(CHUNK));
+    let mut offset = range.start;
+    while offset < range.end {
+        let len = usize::try_from(range.end - offset).map_or(CHUNK, |left| left.min(CHUNK));
         each(offset, &mut buffer[..len])?;
         offset += len as u64;
     }
     Ok(())
-}
-
-/// Leaves zeros out: the file is as sparse as the memory was.
-fn write_data(mut file: &File, offset: u64, chunk: &[u8]) -> std::io::Result<()> {
-    if holds_data(chunk) {
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(chunk)?;
-    }
-    Ok(())
-}
-
-fn holds_data(chunk: &[u8]) -> bool {
-    chunk.iter().any(|byte| *byte != 0)
 }

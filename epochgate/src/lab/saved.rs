@@ -1,7 +1,7 @@
 //! A guest that has booted once, to start many from: memory, devices and disks of one instant, its witness at work.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -75,25 +75,20 @@ async fn run(site: &Site, config: &ProtectConfig, dir: &Path) -> anyhow::Result<
     Ok(())
 }
 
-/// Copies a file and leaves out what is zero.
+/// Copies a file and leaves its holes out.
 pub(crate) fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
     let copy = || -> std::io::Result<()> {
         let mut source = File::open(from)?;
         let mut target = File::create(to)?;
         target.set_len(source.metadata()?.len())?;
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let n = source.read(&mut buffer)?;
-            if n == 0 {
-                return Ok(());
-            }
-            let step = i64::try_from(n).unwrap_or(i64::MAX);
-            if buffer[..n].iter().any(|byte| *byte != 0) {
-                target.write_all(&buffer[..n])?;
-            } else {
-                target.seek(SeekFrom::Current(step))?;
-            }
+        let mut at = 0;
+        while let Some(data) = saved_state::next_data(&source, at)? {
+            at = data.end;
+            source.seek(SeekFrom::Start(data.start))?;
+            target.seek(SeekFrom::Start(data.start))?;
+            std::io::copy(&mut (&mut source).take(data.end - data.start), &mut target)?;
         }
+        Ok(())
     };
     copy().with_context(|| format!("{} can't be copied to {}", from.display(), to.display()))
 }
