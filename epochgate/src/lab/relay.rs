@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,15 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::namespaces::Place;
-
-/// A look whether to end.
-const LOOK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
 
 /// A running relay. Dropping it closes all its connections.
 #[derive(Debug)]
@@ -28,9 +22,11 @@ pub(crate) struct Relay {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     over: AtomicBool,
+    /// Readable when it is over: wakes the thread that listens.
+    wake: OwnedFd,
     open: Mutex<Vec<(TcpStream, UnixStream)>>,
 }
 
@@ -46,7 +42,11 @@ pub(crate) enum End {
 impl Relay {
     /// Starts it in `place`; it accepts when this returns.
     pub(crate) fn start(place: Place, end: End) -> anyhow::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            over: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC)?,
+            open: Mutex::default(),
+        });
         let (ready, started) = mpsc::channel();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
@@ -74,6 +74,8 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
+        // Eight bytes into a counter at zero: that can't fail.
+        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
         for (tcp, unix) in self.shared.open().drain(..) {
             let _ = tcp.shutdown(Shutdown::Both);
             let _ = unix.shutdown(Shutdown::Both);
@@ -113,8 +115,11 @@ impl Listening {
 
 fn serve(listening: &Listening, end: &End, shared: &Arc<Shared>) {
     while !shared.over.load(Ordering::Relaxed) {
-        let mut fds = [PollFd::from_borrowed_fd(listening.fd(), PollFlags::IN)];
-        if !matches!(poll(&mut fds, Some(&LOOK)), Ok(1..)) {
+        let mut fds = [
+            PollFd::from_borrowed_fd(listening.fd(), PollFlags::IN),
+            PollFd::new(&shared.wake, PollFlags::IN),
+        ];
+        if poll(&mut fds, None).is_err() || fds[0].revents().is_empty() {
             continue;
         }
         match listening {
