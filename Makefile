@@ -28,9 +28,9 @@ check: setup ## formatting, lints, documentation
 bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
 	@PARTS="$(PARTS)" tests/scripts/bench.sh
 
-faults: build guest ## the fault matrix, so many runs (RUNS=2000 PARALLEL=2); earlier ones in target/faults.jsonl count
-	@$(EPOCHGATE) bench faults --keep --runs $(or $(RUNS),2000) --parallel $(or $(PARALLEL),2) \
-	  --results $(TARGET)/faults.jsonl $(ARGS)
+faults: build guest ## the fault matrix, so many runs (RUNS=2000 PARALLEL=3), those with the fewest first; adds to docs/faults.tsv
+	@$(EPOCHGATE) bench faults --keep --runs $(or $(RUNS),2000) --parallel $(or $(PARALLEL),3) \
+	  --results $(TARGET)/faults.jsonl --ledger docs/faults.tsv --build "$$(tests/scripts/build-name.sh)" $(ARGS)
 
 fuzz: ## every fuzz target for so long each (SECONDS=60)
 	@tests/scripts/fuzz.sh $(or $(SECONDS),60)

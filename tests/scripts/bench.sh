@@ -40,11 +40,12 @@ EOF
   bench failover --markdown --keep --runs "$others" --tracker hash --interval 500
 }
 
-# All runs of the matrix so far, and FAULTS more.
+# All runs of the matrix so far, by the ledger, and FAULTS more.
 faults() {
   printf '## The fault matrix\n\n'
-  printf 'What the cells are and what each run asserts: [testing.md](testing.md#the-fault-matrix). `make faults RUNS=n` adds runs.\n\n'
-  bench faults --markdown --keep --runs "${FAULTS:-0}" --parallel 2 --results "${CARGO_TARGET_DIR:-target}/faults.jsonl"
+  printf 'What the cells are and what each run asserts: [testing.md](testing.md#the-fault-matrix). `make faults RUNS=n` adds runs to [faults.tsv](faults.tsv), from which\nthis table is made (`make bench PARTS=faults`).\n\n'
+  bench faults --markdown --keep --runs "${FAULTS:-0}" --parallel 3 --results "${CARGO_TARGET_DIR:-target}/faults.jsonl" \
+    --ledger docs/faults.tsv --build "$(tests/scripts/build-name.sh)"
 }
 
 nbd() {

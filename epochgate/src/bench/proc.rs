@@ -1,4 +1,4 @@
-//! What /proc says of a process and all its descendants: CPU time, memory, bytes written to storage.
+//! What /proc says of a process, alone or with all its descendants: CPU time, memory, bytes written to storage.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,20 +12,36 @@ pub(crate) fn cpu_of_tree(pid: u32) -> anyhow::Result<Duration> {
     for pid in tree(pid) {
         // A child that ends between the listing and the look is counted by its parent.
         if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-            ticks += ticks_of(&stat).context("/proc/PID/stat has another form than expected")?;
+            let times = ticks_of(&stat).context("/proc/PID/stat has another form than expected")?;
+            ticks += times.iter().sum::<u64>();
         }
     }
+    Ok(time_of(ticks))
+}
+
+/// CPU time of a process alone, all its threads; None if it is gone.
+pub(crate) fn cpu_of(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let [user, system, ..] = ticks_of(&stat)?;
+    Some(time_of(user + system))
+}
+
+fn time_of(ticks: u64) -> Duration {
     let per_second = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_millis(ticks * 1000 / per_second.max(1)))
+    Duration::from_millis(ticks * 1000 / per_second.max(1))
 }
 
 /// utime, stime, cutime and cstime of a line of /proc/PID/stat, in ticks.
-fn ticks_of(stat: &str) -> Option<u64> {
+fn ticks_of(stat: &str) -> Option<[u64; 4]> {
     // The name stands in parentheses and may hold anything.
     let (_, fields) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = fields.split_whitespace().collect();
-    let times = fields.get(11..15)?;
-    times.iter().map(|time| time.parse::<u64>().ok()).sum()
+    let times: Vec<u64> = fields
+        .get(11..15)?
+        .iter()
+        .map(|time| time.parse().ok())
+        .collect::<Option<_>>()?;
+    times.try_into().ok()
 }
 
 /// The process and its descendants.
@@ -80,7 +96,7 @@ mod tests {
     #[test]
     fn the_fields_are_found_behind_any_name() {
         let stat = "9 (a) b) S 1 9 9 0 -1 4 135 415 0 0 88 2 3 16 20 0 1 0 1311085 12328960";
-        assert_eq!(ticks_of(stat), Some(88 + 2 + 3 + 16));
+        assert_eq!(ticks_of(stat), Some([88, 2, 3, 16]));
         assert_eq!(ticks_of("9 (a"), None);
     }
 

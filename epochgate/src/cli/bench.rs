@@ -16,6 +16,14 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+/// What fits into a field of a table.
+fn one_word(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err("write one word".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Who sends the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ClientChoice {
@@ -54,6 +62,13 @@ pub(crate) struct FaultsArgs {
     /// A file with one line of JSON for each run: earlier runs in it count, new ones are added.
     #[arg(long, value_name = "PATH")]
     pub results: Option<PathBuf>,
+    /// A file with the sums of all runs so far, cell by cell: those in it count (and not those of --results), new ones are added.
+    /// The fault matrix of this repository is in docs/faults.tsv.
+    #[arg(long, value_name = "PATH")]
+    pub ledger: Option<PathBuf>,
+    /// What is run, for the ledger: the commit.
+    #[arg(long, value_name = "COMMIT", default_value = "unknown", value_parser = one_word)]
+    pub build: String,
     /// One JSON object at the end.
     #[arg(long, conflicts_with = "markdown")]
     pub json: bool,

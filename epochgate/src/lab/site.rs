@@ -301,9 +301,7 @@ impl Site {
 
     /// Starts the standby, and waits until it listens. A source that is there already finds it by itself.
     pub(crate) fn start_standby(&mut self) -> anyhow::Result<()> {
-        let config = self.path().join("s.toml");
-        let args = ["standby", "--json", "--config", &config.to_string_lossy()];
-        self.standby = Some(self.launch(Who::Standby, &args)?);
+        self.launch_standby()?;
         self.wait_for(
             Duration::from_secs(20),
             "the standby to listen",
@@ -337,8 +335,8 @@ impl Site {
         Ok(())
     }
 
-    /// Starts the standby again, without waiting.
-    pub(crate) fn restart_standby(&mut self) -> anyhow::Result<()> {
+    /// Starts the standby, for the first time or again, without waiting.
+    pub(crate) fn launch_standby(&mut self) -> anyhow::Result<()> {
         let config = self.path().join("s.toml");
         let args = ["standby", "--json", "--config", &config.to_string_lossy()];
         self.standby = Some(self.launch(Who::Standby, &args)?);

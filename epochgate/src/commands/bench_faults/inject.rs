@@ -162,7 +162,7 @@ fn start_again(site: &mut Site, victim: Victim) -> anyhow::Result<bool> {
         match who {
             Who::Gateway => site.start_gateway()?,
             Who::Standby => {
-                site.restart_standby()?;
+                site.launch_standby()?;
                 standby = true;
             }
             Who::Source => {}

@@ -3,22 +3,29 @@
 //! A guest boots once; each run starts from that state with a site of its own. What the cells are, [`cells`] says.
 
 mod cells;
+mod cost;
 mod inject;
 mod judge;
+mod ledger;
+mod plan;
+mod record;
 mod results;
 mod run;
+mod table;
 
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use self::cells::Cell;
-use self::results::{Record, Results};
+use self::cost::Meter;
+use self::plan::{Plan, Until};
+use self::record::Record;
+use self::results::Results;
 use self::run::{Ground, TooBusy};
 use crate::cli::bench::FaultsArgs;
 use crate::exit::Usage;
@@ -36,119 +43,118 @@ pub(crate) fn run(args: &FaultsArgs) -> anyhow::Result<ExitCode> {
         .into_iter()
         .partition(|cell| cell.obstacle().is_none());
     let seed = args.seed.unwrap_or_else(|| rand::rng().random());
-    let results = Results::open(args.results.as_deref())?;
-    let runs = match (args.runs, args.per_cell) {
-        (Some(runs), _) => runs as usize,
-        (None, per_cell) => per_cell as usize * can.len(),
+    let results = Results::open(args.results.as_deref(), args.ledger.as_deref())?;
+    let until = match args.runs {
+        Some(runs) => Until::Runs(runs.into()),
+        None => Until::PerCell(args.per_cell.into()),
     };
-    let todo = plan(&can, &results, runs, args, seed);
-    if todo.is_empty() {
-        // Only the table over the runs that there were.
-        results.print(args, seed, &cannot);
-        return Ok(verdict(&results, &cannot));
-    }
+    let so_far = can
+        .iter()
+        .map(|cell| (*cell, results.ledger().runs_of(&cell.name())));
+    let plan = Plan::new(so_far, until, seed);
     let work = Work {
-        todo: Mutex::new(todo),
+        bar: progress(args, plan.left()),
+        plan: Mutex::new(plan),
         results: Mutex::new(results),
-        bar: progress(args, runs),
+        build: args.build.clone(),
     };
-    let state = tempfile::Builder::new().prefix("epochgate-").tempdir()?;
-    boot_and_save(&args.lab, &run::layout(state.path()), state.path())?;
-    let outcomes: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.parallel)
-            .map(|number| {
-                let (work, state) = (&work, state.path());
-                scope.spawn(move || {
-                    let go = state.join(format!("go-{number}"));
-                    let ground = Ground {
-                        lab: &args.lab,
-                        saved: state,
-                        go: &go,
-                        keep: args.keep,
-                    };
-                    work.work(&ground)
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| {
-                worker
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked")))
-            })
-            .collect()
-    });
+    // Without any, it is only the table over the runs that there were.
+    let outcome = if work.plan().left() > 0 {
+        work.on_a_saved_guest(args)
+    } else {
+        Ok(())
+    };
     work.bar.finish_and_clear();
+    let missing = work.plan().left_alone();
     let results = work
         .results
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    results.print(args, seed, &cannot);
-    for outcome in outcomes {
-        if let Err(error) = outcome
-            && !is_interruption(&error)
-        {
-            return Err(error);
-        }
-    }
-    Ok(verdict(&results, &cannot))
-}
-
-/// Cells that can't run here are not passed.
-fn verdict(results: &Results, cannot: &[Cell]) -> ExitCode {
-    if results.all_good() && cannot.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    table::print(&results, args, seed, &can, &cannot);
+    match outcome {
+        // What is there counts; the rest is for another time.
+        Err(error) if !is_interruption(&error) => Err(error),
+        // Cells that can't run here are not passed, nor those that said nothing.
+        _ if results.bad() == 0 && missing == 0 && cannot.is_empty() => Ok(ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
     }
 }
 
 /// What the workers share.
 struct Work {
-    todo: Mutex<Vec<(Cell, u64)>>,
+    plan: Mutex<Plan>,
     results: Mutex<Results>,
     bar: ProgressBar,
+    build: String,
 }
 
 impl Work {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Boots the guest, and does all runs.
+    fn on_a_saved_guest(&self, args: &FaultsArgs) -> anyhow::Result<()> {
+        let state = tempfile::Builder::new().prefix("epochgate-").tempdir()?;
+        let state = state.path();
+        boot_and_save(&args.lab, &run::layout(state), state)?;
+        let outcomes: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..args.parallel)
+                .map(|number| {
+                    scope.spawn(move || {
+                        let go = state.join(format!("go-{number}"));
+                        self.work(&Ground {
+                            lab: &args.lab,
+                            saved: state,
+                            go: &go,
+                            keep: args.keep,
+                        })
+                    })
+                })
+                .collect();
+            let ended = workers.into_iter().map(|worker| {
+                let panicked = |_| Err(anyhow::anyhow!("a worker panicked"));
+                worker.join().unwrap_or_else(panicked)
+            });
+            ended.collect()
+        });
+        let mut errors: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+        // That the user wanted out says less than what went wrong.
+        errors.sort_by_key(is_interruption);
+        errors.into_iter().next().map_or(Ok(()), Err)
+    }
+
     fn work(&self, ground: &Ground<'_>) -> anyhow::Result<()> {
         loop {
-            let next = self
-                .todo
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop();
-            let Some((cell, seed)) = next else {
+            let Some((cell, seed)) = self.plan().next() else {
                 return Ok(());
             };
             self.bar.set_message(cell.name());
             let began = Instant::now();
+            let mut meter = Meter::start();
             let mut rng = StdRng::seed_from_u64(seed);
-            let (outcome, failure) = match run::run(ground, &cell, &mut rng) {
-                Ok(outcome) => (Some(outcome), None),
-                Err(error) if is_interruption(&error) => return Err(error),
-                Err(error) if error.is::<TooBusy>() => {
-                    let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-                    results.void(&cell.name());
-                    self.bar.inc(1);
-                    continue;
-                }
-                Err(error) => (None, Some(format!("{error:#}"))),
-            };
-            let record = Record {
+            let mut record = Record {
                 cell: cell.name(),
-                row: cell.row(),
+                build: self.build.clone(),
                 seed,
-                ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-                outcome,
-                failure,
+                ..Record::default()
             };
-            self.results
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .add(record)?;
-            self.bar.inc(1);
+            match run::run(ground, &cell, &mut rng, &mut meter) {
+                Ok(outcome) => record.outcome = Some(outcome),
+                Err(error) if is_interruption(&error) => return Err(error),
+                Err(error) if error.is::<TooBusy>() => record.void = true,
+                Err(error) => record.failure = Some(format!("{error:#}")),
+            }
+            record.ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            record.costs = meter.costs();
+            if record.void {
+                self.plan().void(&cell);
+            } else {
+                self.plan().said(&cell);
+                self.bar.inc(1);
+            }
+            let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+            results.add(&record)?;
         }
     }
 }
@@ -178,38 +184,6 @@ fn chosen(patterns: &[String]) -> anyhow::Result<Vec<Cell>> {
     Ok(chosen)
 }
 
-/// The runs in the order from last to first: cells that have had the fewest come first, at random among equals.
-fn plan(
-    cells: &[Cell],
-    results: &Results,
-    runs: usize,
-    args: &FaultsArgs,
-    seed: u64,
-) -> Vec<(Cell, u64)> {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut queue: Vec<(u64, Cell)> = cells
-        .iter()
-        .map(|cell| (results.runs_of(&cell.name()), *cell))
-        .collect();
-    queue.shuffle(&mut rng);
-    let mut plan = Vec::new();
-    while plan.len() < runs && !queue.is_empty() {
-        queue.sort_by_key(|(count, _)| *count);
-        if args.runs.is_none() && queue[0].0 >= u64::from(args.per_cell) {
-            break;
-        }
-        let least = queue[0].0;
-        for (count, cell) in queue.iter_mut().take_while(|(count, _)| *count == least) {
-            if plan.len() < runs {
-                plan.push((*cell, rng.random()));
-                *count += 1;
-            }
-        }
-    }
-    plan.reverse();
-    plan
-}
-
 fn list(cells: &[Cell]) {
     for cell in cells {
         let endings: Vec<String> = cell.endings().iter().map(|e| format!("{e:?}")).collect();
@@ -219,16 +193,16 @@ fn list(cells: &[Cell]) {
     for (what, why) in cells::left_out() {
         println!("- {what}: {why}");
     }
-    for (why, count) in results::obstacles(cells) {
+    for (why, count) in table::obstacles(cells) {
         println!("- {count} of the above can't run here: {why}");
     }
 }
 
-fn progress(args: &FaultsArgs, runs: usize) -> ProgressBar {
+fn progress(args: &FaultsArgs, runs: u64) -> ProgressBar {
     if args.json || args.markdown {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(runs as u64);
+    let bar = ProgressBar::new(runs);
     match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

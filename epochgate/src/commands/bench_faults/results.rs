@@ -1,259 +1,164 @@
-//! What the runs came to: one line of JSON each in a file, so that a long matrix can be run in pieces, and the table over them.
+//! Where the runs are noted: one line of JSON each in a file, and their sums in a ledger. Several matrices may share a ledger.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::cells::Cell;
-use super::run::Outcome;
-use crate::cli::bench::FaultsArgs;
+use super::cost::Mean;
+use super::ledger::Ledger;
+use super::record::{Record, Verdict};
 
-/// One run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub cell: String,
-    /// The cell without its instant.
-    pub row: String,
-    pub seed: u64,
-    /// How long it took.
-    pub ms: u64,
-    /// None if it did not come to one.
-    pub outcome: Option<Outcome>,
-    pub failure: Option<String>,
-}
-
-impl Record {
-    fn good(&self) -> bool {
-        self.outcome.as_ref().is_some_and(Outcome::good)
-    }
-
-    fn complaint(&self) -> String {
-        match (&self.failure, &self.outcome) {
-            (Some(failure), _) => failure.clone(),
-            (None, Some(outcome)) => format!(
-                "{} mismatches; {}",
-                outcome.mismatches,
-                outcome.problems.join("; ")
-            ),
-            (None, None) => String::new(),
-        }
-    }
-}
-
-/// Why how many cells can't run on this machine.
-pub(super) fn obstacles(cells: &[Cell]) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for why in cells.iter().filter_map(Cell::obstacle) {
-        *counts.entry(why).or_default() += 1;
-    }
-    counts
-}
-
-/// All runs so far.
+/// The runs so far, and those of this time.
 #[derive(Debug, Default)]
 pub(super) struct Results {
-    records: Vec<Record>,
-    /// Runs of this time that say nothing.
-    void: u64,
+    ledger: Ledger,
+    kept: Option<PathBuf>,
     file: Option<File>,
+    /// Of this time.
+    bad: u64,
+    costs: Mean,
 }
 
 impl Results {
-    /// Goes on with the runs in `path`, or begins without a file.
-    pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(path) = path else {
-            return Ok(Self::default());
-        };
-        let text = match std::fs::read_to_string(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            text => text.with_context(|| format!("{} can't be read", path.display()))?,
-        };
-        let records = text
-            .lines()
-            .map(serde_json::from_str)
-            .collect::<Result<_, _>>()
-            .with_context(|| format!("{} has a line that is no run", path.display()))?;
-        let file = File::options().create(true).append(true).open(path);
-        let file = file.with_context(|| format!("{} can't be written", path.display()))?;
-        Ok(Self {
-            records,
-            void: 0,
-            file: Some(file),
-        })
+    /// Goes on with the sums in `ledger`; without one, with the runs in `file`; else from nothing.
+    pub(super) fn open(file: Option<&Path>, ledger: Option<&Path>) -> anyhow::Result<Self> {
+        let mut results = Self::default();
+        if let Some(path) = file {
+            if ledger.is_none() {
+                results.ledger = of_records(path)?;
+            }
+            let opened = File::options().create(true).append(true).open(path);
+            let opened = opened.with_context(|| format!("{} can't be written", path.display()))?;
+            results.file = Some(opened);
+        }
+        if let Some(path) = ledger {
+            results.ledger = read(path)?;
+            results.kept = Some(path.to_owned());
+        }
+        Ok(results)
     }
 
-    pub(super) fn add(&mut self, record: Record) -> anyhow::Result<()> {
+    /// Notes a run, and says if it was not good.
+    pub(super) fn add(&mut self, record: &Record) -> anyhow::Result<()> {
         if let Some(file) = &mut self.file {
-            writeln!(file, "{}", serde_json::to_string(&record)?)?;
+            writeln!(file, "{}", serde_json::to_string(record)?)?;
         }
-        if !record.good() {
-            eprintln!(
-                "FAILED  {} (seed {}): {}",
-                record.cell,
-                record.seed,
-                record.complaint()
-            );
+        match &self.kept {
+            Some(path) => self.ledger = add_to(path, record)?,
+            None => self.ledger.add(record),
         }
-        self.records.push(record);
+        let Record { cell, seed, .. } = record;
+        match record.verdict() {
+            Verdict::Good => {}
+            Verdict::Bad => {
+                self.bad += 1;
+                eprintln!("FAILED  {cell} (seed {seed}): {}", record.complaint());
+            }
+            Verdict::Void => eprintln!(
+                "VOID    {cell}: a part was silent for too long without a fault; this machine is too busy"
+            ),
+        }
+        self.costs.add(&record.costs);
         Ok(())
     }
 
-    /// A run that says nothing, because this machine was too busy.
-    pub(super) fn void(&mut self, cell: &str) {
-        eprintln!(
-            "VOID    {cell}: a part was silent for too long without a fault; this machine is too busy"
-        );
-        self.void += 1;
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
-    pub(super) fn runs_of(&self, cell: &str) -> u64 {
-        self.records.iter().filter(|r| r.cell == cell).count() as u64
+    /// Bad runs of this time.
+    pub(super) fn bad(&self) -> u64 {
+        self.bad
     }
 
-    pub(super) fn all_good(&self) -> bool {
-        self.void == 0 && self.records.iter().all(Record::good)
+    /// The costs of the runs of this time.
+    pub(super) fn costs(&self) -> &Mean {
+        &self.costs
     }
+}
 
-    /// The table, or the same as JSON or Markdown. `cannot` are the cells that can't run here.
-    pub(super) fn print(&self, args: &FaultsArgs, seed: u64, cannot: &[Cell]) {
-        let rows = self.rows();
-        let total = self.total();
-        if args.json {
-            println!(
-                "{}",
-                json!({
-                    "total": total,
-                    "rows": rows,
-                    "not_run": cannot.iter().map(Cell::name).collect::<Vec<_>>(),
-                    "not_run_because": obstacles(cannot),
-                    "failures": self.records.iter().filter(|r| !r.good()).collect::<Vec<_>>(),
-                    "void": self.void,
-                    "seed": seed,
-                })
-            );
-            return;
-        }
-        let mut text = format!(
-            "{} runs over {} cells, {} good; {} blocks checked, {} mismatches, {} committed epochs lost, {} double owners; {:.1} s a run\n",
-            total.runs,
-            total.cells,
-            total.good,
-            total.checked,
-            total.mismatches,
-            total.lost,
-            total.double_owners,
-            total.seconds_per_run
-        );
-        if args.markdown {
-            text.push_str("\n| fault | cells | runs | good | at the standby | at the source | down |\n|---|---:|---:|---:|---:|---:|---:|\n");
-        }
-        for (name, row) in &rows {
-            // Writing to a String can't fail.
-            let _ = if args.markdown {
-                writeln!(
-                    text,
-                    "| {name} | {} | {} | {} | {} | {} | {} |",
-                    row.cells, row.runs, row.good, row.standby, row.source, row.down
-                )
-            } else {
-                writeln!(
-                    text,
-                    "{name:<50} {:>3} cells {:>4} runs {:>4} good   standby {:>4} source {:>4} down {:>4}",
-                    row.cells, row.runs, row.good, row.standby, row.source, row.down
-                )
-            };
-        }
-        for record in self.records.iter().filter(|r| !r.good()) {
-            let first = record.complaint();
-            let first = first.lines().next().unwrap_or_default();
-            let _ = writeln!(
-                text,
-                "FAILED {} (seed {}): {first}",
-                record.cell, record.seed
-            );
-        }
-        if self.void > 0 {
-            let _ = writeln!(text, "VOID: {} runs; this machine was too busy", self.void);
-        }
-        for (why, count) in obstacles(cannot) {
-            let _ = writeln!(text, "NOT RUN: {count} cells, {why}");
-        }
-        print!("{text}");
+fn text_of(path: &Path) -> anyhow::Result<String> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.with_context(|| format!("{} can't be read", path.display())),
     }
+}
 
-    fn rows(&self) -> BTreeMap<String, Row> {
-        let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-        let mut cells: BTreeMap<&str, std::collections::BTreeSet<&str>> = BTreeMap::new();
-        for record in &self.records {
-            cells.entry(&record.row).or_default().insert(&record.cell);
-            let row = rows.entry(record.row.clone()).or_default();
-            row.runs += 1;
-            row.good += u64::from(record.good());
-            let ending = record.outcome.as_ref().map_or("", |o| o.ending.as_str());
-            match ending {
-                "Standby" => row.standby += 1,
-                "Source" => row.source += 1,
-                "Down" => row.down += 1,
-                _ => {}
-            }
-        }
-        for (row, cells) in cells {
-            if let Some(row) = rows.get_mut(row) {
-                row.cells = cells.len() as u64;
-            }
-        }
-        rows
+fn of_records(path: &Path) -> anyhow::Result<Ledger> {
+    let mut ledger = Ledger::default();
+    for line in text_of(path)?.lines() {
+        let record = serde_json::from_str(line);
+        ledger
+            .add(&record.with_context(|| format!("{} has a line that is no run", path.display()))?);
     }
+    Ok(ledger)
+}
 
-    #[allow(clippy::cast_precision_loss)]
-    fn total(&self) -> Total {
-        let cells: std::collections::BTreeSet<&str> =
-            self.records.iter().map(|r| r.cell.as_str()).collect();
-        let mut total = Total {
-            runs: self.records.len() as u64,
-            cells: cells.len() as u64,
-            ..Total::default()
+fn read(path: &Path) -> anyhow::Result<Ledger> {
+    let ledger = Ledger::parse(&text_of(path)?);
+    ledger.with_context(|| format!("{} is no ledger of the matrix", path.display()))
+}
+
+/// Adds a run to the ledger at `path` as it is now, and returns it. Whoever reads it sees it whole.
+fn add_to(path: &Path, record: &Record) -> anyhow::Result<Ledger> {
+    let update = || -> anyhow::Result<Ledger> {
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
         };
-        let mut ms = 0;
-        for record in &self.records {
-            total.good += u64::from(record.good());
-            ms += record.ms;
-            if let Some(outcome) = &record.outcome {
-                total.checked += outcome.checked;
-                total.mismatches += outcome.mismatches;
-                total.lost += u64::from(outcome.lost);
-                total.double_owners += u64::from(outcome.double_owner);
-            }
+        // Of the directory: the file itself is another one after each run.
+        let locked = File::open(dir)?;
+        locked.lock()?;
+        let mut ledger = read(path)?;
+        ledger.add(record);
+        let new = path.with_extension("new");
+        std::fs::write(&new, ledger.to_string())?;
+        std::fs::rename(&new, path)?;
+        Ok(ledger)
+    };
+    update().with_context(|| format!("a run can't be added to {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn record(cell: &str) -> Record {
+        Record {
+            cell: cell.to_owned(),
+            build: "b".to_owned(),
+            outcome: Some(super::super::run::Outcome::default()),
+            ..Record::default()
         }
-        total.seconds_per_run = ms as f64 / 1000.0 / self.records.len().max(1) as f64;
-        total
     }
-}
 
-#[derive(Debug, Default, Serialize)]
-struct Row {
-    cells: u64,
-    runs: u64,
-    good: u64,
-    standby: u64,
-    source: u64,
-    down: u64,
-}
+    #[test]
+    fn two_matrices_share_a_ledger() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("faults.tsv");
+        let open = || Results::open(None, Some(&path)).unwrap();
+        let (mut one, mut other) = (open(), open());
+        one.add(&record("x:y/a")).unwrap();
+        other.add(&record("x:y/a")).unwrap();
+        one.add(&record("x:y/b")).unwrap();
+        assert_eq!(one.ledger().runs_of("x:y/a"), 2);
+        assert_eq!(open().ledger(), one.ledger());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 
-#[derive(Debug, Default, Serialize)]
-struct Total {
-    runs: u64,
-    cells: u64,
-    good: u64,
-    checked: u64,
-    mismatches: u64,
-    lost: u64,
-    double_owners: u64,
-    seconds_per_run: f64,
+    #[test]
+    fn earlier_runs_count_with_and_without_a_ledger() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ledger) = (dir.path().join("f.jsonl"), dir.path().join("l.tsv"));
+        let mut first = Results::open(Some(&file), Some(&ledger)).unwrap();
+        first.add(&record("x:y/a")).unwrap();
+        let of_file = Results::open(Some(&file), None).unwrap();
+        let of_both = Results::open(Some(&file), Some(&ledger)).unwrap();
+        assert_eq!(of_file.ledger().runs_of("x:y/a"), 1);
+        assert_eq!(of_both.ledger().runs_of("x:y/a"), 1, "not twice");
+    }
 }

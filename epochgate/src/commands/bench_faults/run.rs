@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::cells::{self, Cell, Ending, Fault, Phase, Victim};
+use super::cost::Meter;
 use super::{inject, judge};
 use crate::cli::LabArgs;
 use crate::lab::layout::Layout;
@@ -116,7 +117,12 @@ impl Ground<'_> {
 }
 
 /// Runs `cell` once.
-pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow::Result<Outcome> {
+pub(super) fn run(
+    ground: &Ground<'_>,
+    cell: &Cell,
+    rng: &mut StdRng,
+    meter: &mut Meter,
+) -> anyhow::Result<Outcome> {
     let _ = std::fs::remove_file(ground.go);
     let layout = Layout {
         networked: cell.networked(),
@@ -130,7 +136,8 @@ pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow:
         env.extend(clock::environment(who, &library, &ground.clock_file()));
     }
     let mut site = Site::with(ground.lab, &layout, env)?;
-    let result = play(&mut site, ground, cell, rng);
+    meter.ends("site", &mut site);
+    let result = play(&mut site, ground, cell, rng, meter);
     let _ = std::fs::remove_file(ground.go);
     // Whoever still sleeps must hear of the end.
     inject::signal(&mut site, Victim::SourceHost, Signal::CONT);
@@ -146,9 +153,11 @@ pub(super) fn run(ground: &Ground<'_>, cell: &Cell, rng: &mut StdRng) -> anyhow:
         eprintln!("epochgate: {}: kept {}", cell.name(), kept.display());
     }
     site.kill_all();
+    drop(site);
     if matches!(cell.fault, Fault::Clock(..)) {
         clock::clean();
     }
+    meter.over("tear-down");
     result
 }
 
@@ -177,25 +186,12 @@ fn play(
     ground: &Ground<'_>,
     cell: &Cell,
     rng: &mut StdRng,
+    meter: &mut Meter,
 ) -> anyhow::Result<Outcome> {
-    site.start_source(&[])?;
-    until(site, "the guest to go on at its source", |site| {
-        site.serial(Who::Source).latest().is_some()
-    })?;
-    if cell.phase == Phase::FirstCopy {
-        std::fs::write(ground.go, "")?;
-    }
-    site.start_standby()?;
-    if cell.phase != Phase::FirstCopy {
-        until(site, "the VM to be protected", |site| {
-            site.journal()
-                .iter()
-                .filter(|(_, event)| matches!(event.report, Report::Committed { .. }))
-                .count()
-                > 3
-        })?;
-    }
+    start(site, ground, cell)?;
+    meter.ends("start", site);
     come_to_the_instant(site, ground, cell, rng)?;
+    meter.ends("instant", site);
     let before = site
         .serial(Who::Source)
         .latest()
@@ -216,13 +212,38 @@ fn play(
         since = so_far;
     }
     let over = now_us();
+    meter.ends("fault", site);
     let ending = settle(site, since, over)?;
+    meter.ends("settle", site);
     let well = now_us();
     let judged = judge::judge(site, cell, ending, &before);
+    meter.ends("judge", site);
     if judged.as_ref().map_or(true, |outcome| !outcome.good()) && suspected_again(site, well) {
         return Err(TooBusy.into());
     }
     judged
+}
+
+/// Starts the guest, and the standby that is to protect it.
+fn start(site: &mut Site, ground: &Ground<'_>, cell: &Cell) -> anyhow::Result<()> {
+    site.start_source(&[])?;
+    until(site, "the guest to go on at its source", |site| {
+        site.serial(Who::Source).latest().is_some()
+    })?;
+    if cell.phase == Phase::FirstCopy {
+        std::fs::write(ground.go, "")?;
+    }
+    site.start_standby()?;
+    if cell.phase != Phase::FirstCopy {
+        until(site, "the VM to be protected", |site| {
+            site.journal()
+                .iter()
+                .filter(|(_, event)| matches!(event.report, Report::Committed { .. }))
+                .count()
+                > 3
+        })?;
+    }
+    Ok(())
 }
 
 fn come_to_the_instant(
