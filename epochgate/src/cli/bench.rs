@@ -37,7 +37,7 @@ pub(crate) enum ClientChoice {
 
 // Little memory: the first copy of it is part of every run.
 #[derive(Debug, Args)]
-#[command(mut_arg("memory", |arg| arg.default_value("128")))]
+#[command(mut_arg("memory", |arg| arg.default_value("96")))]
 pub(crate) struct FaultsArgs {
     #[command(flatten)]
     pub lab: LabArgs,
