@@ -6,9 +6,10 @@ use coordinator::report::{Report, now_us};
 use nbd_server::control::api::{AttachmentKind, GroupStatus};
 use nbd_server::control::client::Client;
 
+use super::busy::{TooBusy, suspected_since};
 use super::cells::{Cell, Ending, Fault, Phase, Victim};
 use super::inject;
-use super::run::{Outcome, TooBusy, suspected_again, until};
+use super::run::{Outcome, until};
 use crate::lab::layout::Small;
 use crate::lab::process::is_alive;
 use crate::lab::site::VM;
@@ -58,7 +59,7 @@ fn at(site: &mut Site, who: Who, before: &Verdict, outcome: &mut Outcome) -> any
     let well = now_us();
     let what = format!("the witness at the {who:?} to go over all blocks");
     until(site, &what, |site| {
-        if suspected_again(site, well) {
+        if suspected_since(site, well) {
             return true;
         }
         let Some(now) = site.serial(who).latest() else {
@@ -69,7 +70,7 @@ fn at(site: &mut Site, who: Who, before: &Verdict, outcome: &mut Outcome) -> any
         last = Some(now);
         done
     })?;
-    if suspected_again(site, well) {
+    if suspected_since(site, well) {
         return Err(TooBusy.into());
     }
     let verdict = last.context("a verdict")?;

@@ -2,6 +2,7 @@
 //!
 //! A guest boots once; each run starts from that state with a site of its own. What the cells are, [`cells`] says.
 
+mod busy;
 mod cells;
 mod cost;
 mod inject;
@@ -21,12 +22,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use self::busy::TooBusy;
 use self::cells::Cell;
 use self::cost::Meter;
 use self::plan::{Plan, Until};
 use self::record::Record;
 use self::results::Results;
-use self::run::{Ground, TooBusy};
+use self::run::Ground;
 use crate::cli::bench::FaultsArgs;
 use crate::exit::Usage;
 use crate::lab::saved::boot_and_save;

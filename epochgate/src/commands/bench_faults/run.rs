@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::busy::{self, TooBusy};
 use super::cells::{self, Cell, Ending, Fault, Phase, Victim};
 use super::cost::Meter;
 use super::{inject, judge};
@@ -85,26 +86,6 @@ impl Outcome {
     }
 }
 
-/// A part was suspected by its silence although no fault kept it silent: this machine was too busy, and the run says nothing of the
-/// fault.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "a part was taken for lost by its silence when nothing was wrong: this machine is too busy"
-)]
-pub(super) struct TooBusy;
-
-/// Whether a standby took over from a source that was well, `since` the fault was over, by its silence alone.
-pub(super) fn suspected_again(site: &Site, since: u64) -> bool {
-    site.journal().iter().any(|(_, event)| {
-        event.t_us > since
-            && matches!(
-                &event.report,
-                Report::SourceLost { reason } | Report::StandbyLost { reason }
-                    if reason.starts_with("nothing came")
-            )
-    })
-}
-
 /// What a run needs from its surroundings.
 #[derive(Debug, Clone)]
 pub(super) struct Ground<'a> {
@@ -151,7 +132,7 @@ pub(super) fn run(
     inject::signal(&mut site, Victim::StandbyAndGateway, Signal::CONT);
     let bad = match &result {
         Ok(outcome) => !outcome.good(),
-        Err(error) => !is_interruption(error),
+        Err(error) => !is_interruption(error) && !error.is::<TooBusy>(),
     };
     if ground.keep
         && bad
@@ -197,10 +178,31 @@ fn play(
     rng: &mut StdRng,
     meter: &mut Meter,
 ) -> anyhow::Result<Outcome> {
-    start(site, ground, cell)?;
-    meter.ends("start", site);
-    come_to_the_instant(site, ground, cell, rng)?;
-    meter.ends("instant", site);
+    let there = come_to_the_instant(site, ground, cell, rng, meter);
+    drain(site)?;
+    if !busy::begins_silent(cell) && busy::suspected_since(site, 0) {
+        return Err(TooBusy.into());
+    }
+    there?;
+    // From when on nothing keeps anybody silent.
+    let mut well = if busy::silences(cell) { u64::MAX } else { 0 };
+    let outcome = suffer(site, ground, cell, rng, meter, &mut well);
+    let bad = outcome.as_ref().map_or(true, |outcome| !outcome.good());
+    if bad && busy::suspected_since(site, well) {
+        return Err(TooBusy.into());
+    }
+    outcome
+}
+
+/// The fault, what becomes of it, and the judgement.
+fn suffer(
+    site: &mut Site,
+    ground: &Ground<'_>,
+    cell: &Cell,
+    rng: &mut StdRng,
+    meter: &mut Meter,
+    well: &mut u64,
+) -> anyhow::Result<Outcome> {
     let before = site
         .serial(Who::Source)
         .latest()
@@ -224,12 +226,9 @@ fn play(
     meter.ends("fault", site);
     let ending = settle(site, since, over)?;
     meter.ends("settle", site);
-    let well = now_us();
+    *well = now_us().min(*well);
     let judged = judge::judge(site, cell, ending, &before);
     meter.ends("judge", site);
-    if judged.as_ref().map_or(true, |outcome| !outcome.good()) && suspected_again(site, well) {
-        return Err(TooBusy.into());
-    }
     judged
 }
 
@@ -262,7 +261,10 @@ fn come_to_the_instant(
     ground: &Ground<'_>,
     cell: &Cell,
     rng: &mut StdRng,
+    meter: &mut Meter,
 ) -> anyhow::Result<()> {
+    start(site, ground, cell)?;
+    meter.ends("start", site);
     let within_an_epoch = matches!(cell.instant, cells::Instant::At(..));
     // A failpoint of an epoch comes after a random number of them anyway.
     if !(within_an_epoch && matches!(cell.phase, Phase::Running | Phase::FirstCopy)) {
@@ -276,10 +278,11 @@ fn come_to_the_instant(
         Phase::TakingOverFromSleeper => inject::signal(site, Victim::SourceHost, Signal::STOP),
         Phase::Running | Phase::FirstCopy => {}
     }
-    match cell.instant {
-        cells::Instant::At(who, point) => inject::until_stopped(site, who, point),
-        cells::Instant::Random => Ok(()),
+    if let cells::Instant::At(who, point) = cell.instant {
+        inject::until_stopped(site, who, point)?;
     }
+    meter.ends("instant", site);
+    Ok(())
 }
 
 /// Whether the fault keeps this part from going on.
