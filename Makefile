@@ -28,8 +28,9 @@ check: setup ## formatting, lints, documentation
 bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
 	@PARTS="$(PARTS)" tests/scripts/bench.sh
 
-faults: build guest ## the fault matrix, so many runs (RUNS=2000 PARALLEL=3), those with the fewest first; adds to docs/faults.tsv
-	@$(EPOCHGATE) bench faults --keep --runs $(or $(RUNS),2000) --parallel $(or $(PARALLEL),3) \
+faults: build guest ## the fault matrix, so many runs (RUNS=2000 or PER_CELL=5, PARALLEL=3); adds to docs/faults.tsv
+	@$(EPOCHGATE) bench faults --keep --parallel $(or $(PARALLEL),3) \
+	  $(if $(PER_CELL),--per-cell $(PER_CELL),--runs $(or $(RUNS),2000)) \
 	  --results $(TARGET)/faults.jsonl --ledger docs/faults.tsv --build "$$(tests/scripts/build-name.sh)" $(ARGS)
 
 fuzz: ## every fuzz target for so long each (SECONDS=60)
