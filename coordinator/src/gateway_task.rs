@@ -1,12 +1,12 @@
 //! COMMIT 2 and its neighbours at the gateway: one task that sends the source's requests one after another and turns
 //! every outcome into an event of the state machine. And the watch on the gateway's event stream.
 //!
-//! A request whose answer was lost is asked again: commit, sync and detach do no harm when they happen twice, and a
-//! generation that was raised meanwhile answers *fenced*. So what the gateway's log says is found out, never guessed.
+//! A request whose answer was lost is asked again: commit, sync and detach do no harm when they happen twice, also late,
+//! and a generation that was raised meanwhile answers *fenced*. So what the gateway's log says is found out, never guessed.
 
 use std::time::{Duration, Instant};
 
-use nbd_server::control::api::{self, ErrorKind};
+use nbd_server::control::api::{self, ErrorKind, Protection};
 use nbd_server::control::client::{Client, ControlError};
 use nbd_server::{Epoch, Generation};
 use tokio::sync::mpsc;
@@ -23,8 +23,8 @@ const RETRY: Duration = Duration::from_millis(250);
 pub(crate) enum Request {
     /// COMMIT 2.
     Commit { epoch: Epoch, standby: String },
-    /// Sync mode, everything committed.
-    Drain,
+    /// Sync mode, everything committed: this protection is given up.
+    Drain { protection: Protection },
     /// The VM ended as planned.
     Detach,
 }
@@ -100,8 +100,8 @@ async fn carry_out(place: &Place, request: Request) -> Outcome {
                     epoch: *epoch,
                     took: started.elapsed(),
                 }),
-            Request::Drain => client
-                .sync(group, generation)
+            Request::Drain { protection } => client
+                .sync(group, generation, Some(*protection))
                 .await
                 .map(|epoch| Outcome::Drained { epoch }),
             Request::Detach => client
@@ -126,7 +126,7 @@ async fn carry_out(place: &Place, request: Request) -> Outcome {
                             reason: error.to_string(),
                         };
                     }
-                    Request::Drain => {
+                    Request::Drain { .. } => {
                         tracing::warn!(%error, "the gateway could not be drained to sync mode yet");
                         return Outcome::DrainFailed;
                     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use nbd_server::control::api::Protection;
 use nbd_server::{Epoch, failpoint};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -22,6 +23,13 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// Distinguishes the connection that counts from earlier ones whose last words may still be on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LinkNumber(pub u64);
+
+impl LinkNumber {
+    /// What the gateway knows it by: every standby is a protection of its own.
+    pub(crate) fn protection(self) -> Protection {
+        Protection(self.0)
+    }
+}
 
 /// What a link tells.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::leftovers::remove_stale_ram;
 use crate::link::Timing;
 use crate::report::{Report, Reporter, emit};
 use crate::saved_state;
-use crate::source_loop::{Gate, SourceLoop};
+use crate::source_loop::{Gate, Running, SourceLoop};
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -84,10 +84,16 @@ pub async fn protect(
             ram_bytes: vm.ram().len(),
         },
     );
+    let running = Running {
+        vm,
+        gate,
+        place,
+        owner,
+        newest: attached.committed,
+    };
     let timing = Timing::new(config.heartbeat_ms, config.suspicion_ms);
-    let ending = SourceLoop::new(protection, timing, reporter.clone(), place, owner, vm, gate)
-        .run(commands, stop)
-        .await;
+    let source = SourceLoop::new(protection, timing, reporter.clone(), running);
+    let ending = source.run(commands, stop).await;
     ending.report(&reporter);
     Ok(ending)
 }

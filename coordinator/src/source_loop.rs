@@ -47,6 +47,17 @@ pub(crate) enum Gate {
     Later { netdevs: Vec<String> },
 }
 
+/// A VM that runs here, and its place at the gateway.
+pub(crate) struct Running {
+    pub vm: SourceVm,
+    pub gate: Gate,
+    pub place: Place,
+    /// The id under which the gateway knows this source.
+    pub owner: String,
+    /// The newest epoch of its group, which is in sync mode.
+    pub newest: Epoch,
+}
+
 /// When the steps of an epoch in flight happened.
 #[derive(Debug, Clone, Copy)]
 struct Times {
@@ -72,6 +83,8 @@ pub(crate) struct SourceLoop {
     pressed: bool,
     /// The gateway does not answer: nothing can be sealed.
     gateway_lost: bool,
+    /// The newest epoch when the group was last known to be in sync mode: what the first seal comes after.
+    newest: Epoch,
     held: bool,
     gate: Gate,
     gate_state: watch::Receiver<GateState>,
@@ -98,16 +111,19 @@ pub(crate) struct SourceLoop {
 }
 
 impl SourceLoop {
-    /// `owner` is the id under which the gateway knows this source.
     pub(crate) fn new(
         protection: Protection,
         timing: Timing,
         reporter: Reporter,
-        place: Place,
-        owner: String,
-        vm: SourceVm,
-        gate: Gate,
+        running: Running,
     ) -> Self {
+        let Running {
+            vm,
+            gate,
+            place,
+            owner,
+            newest,
+        } = running;
         let hello = Hello {
             vm: place.group.clone(),
             source: owner,
@@ -163,6 +179,7 @@ impl SourceLoop {
             number: LinkNumber(0),
             pressed: false,
             gateway_lost: false,
+            newest,
             held: false,
             gate,
             gate_state,
@@ -286,8 +303,13 @@ impl SourceLoop {
                 if let Some(link) = &self.link {
                     let sender = link.sender.clone();
                     let number = self.number;
-                    self.ask_vm(vm_task::Request::CopyBase { number, sender })
-                        .await;
+                    let newest = self.newest;
+                    let copy = vm_task::Request::CopyBase {
+                        number,
+                        sender,
+                        newest,
+                    };
+                    self.ask_vm(copy).await;
                 }
             }
             Action::Capture => {
@@ -309,7 +331,12 @@ impl SourceLoop {
             Action::ReleaseOutput { epoch } => self.release_output(epoch),
             Action::Commit3 { epoch } => self.commit3(epoch),
             Action::DropStandby => self.drop_standby().await,
-            Action::DrainToSync => self.ask_gateway(gateway_task::Request::Drain).await,
+            Action::DrainToSync => {
+                // No other standby is sought before this one is given up.
+                let protection = self.number.protection();
+                self.ask_gateway(gateway_task::Request::Drain { protection })
+                    .await;
+            }
             Action::SeekStandby => {
                 if let Some(epoch) = self.machine.committed() {
                     emit(&self.reporter, Report::Unprotected { epoch });

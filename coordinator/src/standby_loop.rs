@@ -28,8 +28,9 @@ use crate::leftovers::remove_stale_ram;
 use crate::link::chain;
 use crate::packing::Unpacker;
 use crate::report::{Report, Reporter, emit, micros};
+use crate::source_loop::{Gate, Running};
 use crate::standby::{Action, Event, Standby};
-use crate::taken_over::TakenOver;
+use crate::taken_over;
 
 /// Between two attempts to reach the gateway for a takeover: short, because the VM is down meanwhile.
 const TAKEOVER_AGAIN: Duration = Duration::from_millis(20);
@@ -150,10 +151,10 @@ pub async fn serve_standby(
             outcome = session.receive() => match outcome {
                 After::Nothing => {}
                 After::Running(guest) => {
-                    let ending = guest
-                        .run(&host.config, &host.listener, &host.reporter, commands, stop)
-                        .await;
-                    return Ok(Some(ending));
+                    let (listener, reporter) = (&host.listener, &host.reporter);
+                    let ending =
+                        taken_over::run(*guest, &host.config, listener, reporter, commands, stop);
+                    return Ok(Some(ending.await));
                 }
                 After::Failed(error) => return Err(error),
             },
@@ -177,7 +178,7 @@ enum After {
     /// Nothing to go on from; wait for the next.
     Nothing,
     /// The guest runs here.
-    Running(Box<TakenOver>),
+    Running(Box<Running>),
     /// The disks are ours, and the guest does not run.
     Failed(StandbyError),
 }
@@ -515,11 +516,14 @@ impl Session<'_> {
                     group: self.host.config.vm.name.clone(),
                     generation,
                 };
-                After::Running(Box::new(TakenOver {
+                After::Running(Box::new(Running {
                     vm,
+                    gate: Gate::Later {
+                        netdevs: self.host.netdevs.clone(),
+                    },
                     place,
                     owner: self.host.id.clone(),
-                    netdevs: self.host.netdevs.clone(),
+                    newest: epoch,
                 }))
             }
             Err(source) => After::Failed(StandbyError::Resume { epoch, source }),

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use nbd_server::Epoch;
-use nbd_server::control::api::SealReply;
+use nbd_server::control::api::{SealNumber, SealReply};
 use nbd_server::control::client::ControlError;
 use nbd_server::failpoint;
 use qemu_glue::{BaseCursor, Cut, OutputGate, PageSet, SourceVm, VmEvent};
@@ -34,7 +34,12 @@ const BASE_CHUNK: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) enum Request {
     /// The first copy, into this link.
-    CopyBase { number: LinkNumber, sender: Sender },
+    CopyBase {
+        number: LinkNumber,
+        sender: Sender,
+        /// The newest epoch of the group, which is in sync mode.
+        newest: Epoch,
+    },
     /// A checkpoint.
     Capture,
     /// A checkpoint, after which the VM stays paused until `Run`.
@@ -101,8 +106,8 @@ pub(crate) async fn run(
     let mut held = false;
     // Kept from epoch to epoch: no allocation and few page faults while the guest is paused.
     let mut pages = PageSet::default();
-    // Of this protection: it numbers the next seal.
-    let mut sealed = None;
+    // What the next seal is called.
+    let mut next = None;
     loop {
         let request = tokio::select! {
             request = requests.recv() => match request {
@@ -118,16 +123,26 @@ pub(crate) async fn run(
             }
         };
         let outcome = match request {
-            Request::CopyBase { number, sender } => {
-                sealed = None;
+            Request::CopyBase {
+                number,
+                sender,
+                newest,
+            } => {
+                next = Some(SealNumber {
+                    epoch: newest.next(),
+                    protection: Some(number.protection()),
+                });
                 Some(copy_base(&mut vm, number, &sender, &outcomes).await)
             }
             Request::Capture | Request::CaptureLast => {
                 held |= matches!(request, Request::CaptureLast);
-                let next = sealed.map(Epoch::next);
                 match try_capture(&mut vm, gate.as_ref(), &place, held, next, &mut pages).await {
                     Ok(captured) => {
-                        sealed = Some(captured.shipment.epoch);
+                        let after = captured.shipment.epoch.next();
+                        next = next.map(|next| SealNumber {
+                            epoch: after,
+                            ..next
+                        });
                         Some(Outcome::Captured(Box::new(captured)))
                     }
                     Err(error) => Some(no_checkpoint(&error, &mut events)),
@@ -276,7 +291,7 @@ async fn try_capture(
     gate: Option<&OutputGate>,
     place: &Place,
     held: bool,
-    next: Option<Epoch>,
+    next: Option<SealNumber>,
     pages: &mut PageSet,
 ) -> Result<Captured, CaptureError> {
     failpoint::hit(failpoints::BEFORE_STOP);
@@ -329,16 +344,19 @@ async fn try_capture(
     })
 }
 
-/// Seals the epoch, as `next` if its number is known. Then a gateway that does not answer is asked again: it may be starting, with all that
-/// it held, and the guest is paused, so that the cut is the same.
-async fn seal(place: &Place, next: Option<Epoch>) -> (Result<SealReply, ControlError>, Duration) {
+/// Seals the epoch, as `next` if there was a first copy. Then a gateway that does not answer is asked again: it may be starting, with all
+/// that it held, and the guest is paused, so that the cut is the same.
+async fn seal(
+    place: &Place,
+    next: Option<SealNumber>,
+) -> (Result<SealReply, ControlError>, Duration) {
     let began = Instant::now();
     let (client, group, generation) = (&place.client, &place.group, place.generation);
     let sealed = loop {
-        let Some(epoch) = next else {
+        let Some(number) = next else {
             break client.seal(group, generation).await;
         };
-        match client.seal_as(group, generation, epoch).await {
+        match client.seal_as(group, generation, number).await {
             Err(ControlError::Unreachable { .. }) if began.elapsed() < SEAL_PATIENCE => {
                 tokio::time::sleep(SEAL_AGAIN).await;
             }

@@ -17,6 +17,8 @@ pub fn run(data: &[u8]) {
         b'a' => comes_back::<api::AttachRequest>(json),
         b'p' => comes_back::<api::ParkRequest>(json),
         b'g' => comes_back::<api::GenerationRequest>(json),
+        b'y' => comes_back::<api::SyncRequest>(json),
+        b'l' => comes_back::<api::SealRequest>(json),
         b'c' => comes_back::<api::CommitRequest>(json),
         b't' => comes_back::<api::TakeoverRequest>(json),
         b'e' => comes_back::<api::Event>(json),

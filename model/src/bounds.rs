@@ -18,11 +18,11 @@ pub enum Fault {
     Damage,
     /// A standby loses what it holds (its QEMU ends, say) and lives on.
     StandbyDrop,
-    /// A request for the gateway is asked again, and the first copy is carried out too: at any time, or never.
+    /// A request for the gateway is asked again, and one copy is carried out at any time, or never.
     LateRequest,
     /// The gateway seals, and its answer is lost.
     SealAnswerLost,
-    /// A seal that its source has given up is carried out later, or never. Harsher than what a unix socket can do.
+    /// A seal that its source has given up is carried out later, or never.
     LateSeal,
     /// The log has no space for one operation.
     LogFull,
@@ -31,8 +31,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every fault that the transports of today can bring about.
-    pub const REAL: [Self; 11] = [
+    /// All of them.
+    pub const ALL: [Self; 12] = [
         Self::HostCrash,
         Self::VmDies,
         Self::GatewayCrash,
@@ -42,6 +42,7 @@ impl Fault {
         Self::StandbyDrop,
         Self::LateRequest,
         Self::SealAnswerLost,
+        Self::LateSeal,
         Self::LogFull,
         Self::ColdStart,
     ];

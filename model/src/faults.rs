@@ -7,6 +7,7 @@ use crate::bounds::Fault;
 use crate::channel::Frame;
 use crate::gateway::{Course, No};
 use crate::host::{Host, Request, Side};
+use crate::rules::Rule;
 use crate::world::{Protocol, World};
 
 /// None if the step can't be taken now.
@@ -157,9 +158,10 @@ impl World {
         self.end_session(side)
     }
 
-    /// The request in front is asked again; the first copy may still arrive.
+    /// The seal or the request in front is asked again; the first copy may still arrive.
     pub(crate) fn repeat_request(&mut self, protocol: &Protocol, side: Side) -> Taken {
         let request = match self.host(side) {
+            Host::Source(source) if source.capturing => source.seal(),
             Host::Source(source) if source.answer.is_none() => source.requests.front().cloned()?,
             Host::Standby(standby) => {
                 standby.takeover?;
@@ -180,6 +182,9 @@ impl World {
         if self.gateway.running.is_none() || !self.strays.remove(request) {
             return None;
         }
+        let before = self
+            .is_given_up(request)
+            .then(|| self.gateway.running.clone());
         let (gateway, mut judge) = self.at_gateway(protocol);
         let _ = match request {
             Request::Seal { generation, number } => gateway
@@ -189,7 +194,20 @@ impl World {
                 .ask(other.input(), other.generation(), Course::Good, &mut judge)
                 .map(|_| ()),
         };
+        if before.is_some_and(|before| before != self.gateway.running) {
+            self.broken(Rule::GivenUp);
+        }
         Some(())
+    }
+
+    /// Whether its source has been told that what it belongs to is over.
+    fn is_given_up(&self, request: &Request) -> bool {
+        let sent = |side: &Side| {
+            let source = self.source(*side)?;
+            (request.generation() == Some(source.generation)).then_some(source)
+        };
+        let source = Side::BOTH.iter().find_map(sent);
+        source.is_some_and(|source| request.protection().is_some_and(|it| it <= source.over))
     }
 
     pub(crate) fn lose_seal_answer(&mut self, protocol: &Protocol, side: Side) -> Taken {

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 
 use epoch_log::{LogState, Mode};
 use nbd_server::group::Refusal;
-use nbd_server::group::barriers::{Barriers, Effect, Gate, Input, LogOp, LogOutcome, Phase};
+use nbd_server::group::barriers::{
+    Barriers, Effect, Gate, Input, LogOp, LogOutcome, Phase, SealNumber,
+};
 use nbd_server::{Epoch, Generation};
 
 use crate::history::History;
@@ -227,22 +229,21 @@ impl Gateway {
         Ok((running.barriers.generation(), running.barriers.committed()))
     }
 
-    /// The cut, by number if that is known. Answered when async mode is recorded.
+    /// The cut, by its number. Answered when async mode is recorded.
     pub fn seal(
         &mut self,
         generation: Generation,
-        number: Option<Epoch>,
+        number: SealNumber,
         course: Course,
         judge: &mut Judge<'_>,
     ) -> Result<Epoch, No> {
-        let claimed = self.generation_of_seal(generation, judge);
-        let input = match number {
-            None => Input::Seal {
-                generation: claimed,
-            },
-            Some(epoch) => Input::SealAs {
-                generation: claimed,
-                epoch,
+        let input = Input::SealAs {
+            generation: self.generation_of_seal(generation, judge),
+            number: SealNumber {
+                protection: number
+                    .protection
+                    .filter(|_| !judge.mutated(Mutation::NoProtectionInSeal)),
+                ..number
             },
         };
         if course == Course::Good && judge.mutated(Mutation::AnswerSealEarly) {
@@ -346,7 +347,7 @@ impl Gateway {
 
     fn feed(&mut self, input: Input, judge: &mut Judge<'_>) -> Result<(), No> {
         let running = self.running.as_mut().ok_or(No::Silent)?;
-        let input = without_generation(input, &running.barriers, judge);
+        let input = without_numbers(input, &running.barriers, judge);
         let effects = running
             .barriers
             .step(input)
@@ -486,14 +487,20 @@ impl Running {
     }
 }
 
-/// What a gateway that does not look at the generation of a commit makes of it.
-fn without_generation(input: Input, barriers: &Barriers, judge: &Judge<'_>) -> Input {
+/// What a gateway makes of a request that does not look at all its numbers.
+fn without_numbers(input: Input, barriers: &Barriers, judge: &Judge<'_>) -> Input {
     match input {
         Input::Commit { epoch, standby, .. } if judge.mutated(Mutation::NoGenerationInCommit) => {
             Input::Commit {
                 generation: barriers.generation(),
                 epoch,
                 standby,
+            }
+        }
+        Input::DrainToSync { generation, .. } if judge.mutated(Mutation::NoProtectionInDrain) => {
+            Input::DrainToSync {
+                generation,
+                protection: None,
             }
         }
         other => other,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coordinator::commit::{Phase, Source};
 use coordinator::standby::Standby;
-use nbd_server::group::barriers::Input;
+use nbd_server::group::barriers::{Input, Protection, SealNumber};
 use nbd_server::{Epoch, Generation};
 
 use crate::channel::{Checkpoint, Ram};
@@ -57,8 +57,8 @@ pub enum Request {
     Seal {
         /// Of the source.
         generation: Generation,
-        /// Which, if the source knows.
-        number: Option<Epoch>,
+        /// What it is called.
+        number: SealNumber,
     },
     /// COMMIT 2.
     Commit {
@@ -73,6 +73,8 @@ pub enum Request {
     Drain {
         /// Of the source.
         generation: Generation,
+        /// What is given up.
+        protection: Protection,
     },
     /// Takeover.
     TakeOver {
@@ -85,14 +87,7 @@ impl Request {
     /// As the gateway's machine takes it.
     pub fn input(&self) -> Input {
         match self.clone() {
-            Self::Seal {
-                generation,
-                number: None,
-            } => Input::Seal { generation },
-            Self::Seal {
-                generation,
-                number: Some(epoch),
-            } => Input::SealAs { generation, epoch },
+            Self::Seal { generation, number } => Input::SealAs { generation, number },
             Self::Commit {
                 generation,
                 epoch,
@@ -102,7 +97,13 @@ impl Request {
                 epoch,
                 standby: Some(standby),
             },
-            Self::Drain { generation } => Input::DrainToSync { generation },
+            Self::Drain {
+                generation,
+                protection,
+            } => Input::DrainToSync {
+                generation,
+                protection: Some(protection),
+            },
             Self::TakeOver { standby } => Input::Takeover { standby },
         }
     }
@@ -112,8 +113,17 @@ impl Request {
         match self {
             Self::Seal { generation, .. }
             | Self::Commit { generation, .. }
-            | Self::Drain { generation } => Some(*generation),
+            | Self::Drain { generation, .. } => Some(*generation),
             Self::TakeOver { .. } => None,
+        }
+    }
+
+    /// The protection that it belongs to.
+    pub fn protection(&self) -> Option<Protection> {
+        match self {
+            Self::Seal { number, .. } => number.protection,
+            Self::Drain { protection, .. } => Some(*protection),
+            Self::Commit { .. } | Self::TakeOver { .. } => None,
         }
     }
 }
@@ -123,8 +133,8 @@ impl Request {
 pub enum Answer {
     /// The record is durable.
     Committed,
-    /// Sync mode.
-    Drained,
+    /// Sync mode, and the newest epoch.
+    Drained(Epoch),
     /// The generation is over.
     Fenced,
 }
@@ -197,8 +207,12 @@ pub struct SourceProcess {
     pub answer: Option<Answer>,
     /// `vm_task`: the guest is stopped, and the gateway asked to seal.
     pub capturing: bool,
-    /// `vm_task`: the last epoch that was sealed for this standby.
-    pub sealed: Option<Epoch>,
+    /// The newest epoch that it was told of.
+    pub newest: Epoch,
+    /// Counts the standbys that it had.
+    pub protection: Protection,
+    /// The newest of those that are over: the gateway has said that it has drained.
+    pub over: Protection,
     /// `vm_task`: the first copy is being sent over this channel.
     pub copying: Option<u8>,
     /// Captured and not shipped.
@@ -210,8 +224,14 @@ pub struct SourceProcess {
 }
 
 impl SourceProcess {
-    /// A source whose VM has just begun to run.
-    pub fn new(id: String, generation: Generation, in_flight: usize, vm: Vm) -> Self {
+    /// A source whose VM has just begun to run, after the epoch `newest`.
+    pub fn new(
+        id: String,
+        generation: Generation,
+        newest: Epoch,
+        in_flight: usize,
+        vm: Vm,
+    ) -> Self {
         Self {
             id,
             generation,
@@ -221,7 +241,9 @@ impl SourceProcess {
             requests: VecDeque::new(),
             answer: None,
             capturing: false,
-            sealed: None,
+            newest,
+            protection: Protection::default(),
+            over: Protection::default(),
             copying: None,
             captured: None,
             seeking: true,

@@ -17,7 +17,7 @@ struct Arguments {
     /// Make one run, with so many faults.
     #[arg(long)]
     faults: Option<u8>,
-    /// Which kinds of faults; all that the transports of today can bring about if left out.
+    /// Which kinds of faults; all if left out.
     #[arg(long = "kind", value_enum)]
     kinds: Vec<Fault>,
     /// No checkpoint becomes due after so many epochs.
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 fn one_run(arguments: Arguments, faults: u8) -> anyhow::Result<ExitCode> {
     let kinds = if arguments.kinds.is_empty() {
-        Fault::REAL.to_vec()
+        Fault::ALL.to_vec()
     } else {
         arguments.kinds
     };

@@ -16,6 +16,10 @@ pub enum Mutation {
     NoGenerationInCommit,
     /// The gateway takes a seal for one of the current generation, whoever sent it.
     NoGenerationInSeal,
+    /// The gateway takes a seal for one of the protection at hand, whatever it belongs to.
+    NoProtectionInSeal,
+    /// The same of a drain.
+    NoProtectionInDrain,
     /// The gateway lets writes of fenced attachments in.
     NoFenceOnWrites,
     /// The standby acknowledges before it verifies.
@@ -46,13 +50,15 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::ApplyBeforeRecord,
         Self::ReleaseOnCommit1,
         Self::ReleaseOnStandbyLoss,
         Self::MergeBeforeRecord,
         Self::NoGenerationInCommit,
         Self::NoGenerationInSeal,
+        Self::NoProtectionInSeal,
+        Self::NoProtectionInDrain,
         Self::NoFenceOnWrites,
         Self::AckBeforeVerify,
         Self::CommitWithoutAck,

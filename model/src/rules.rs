@@ -26,19 +26,22 @@ pub enum Rule {
     Fencing,
     /// 1 and 7: the owner's guest and its disk belong together, and it remembers all that the outside world has seen.
     Recovery,
+    /// A seal or drain of a protection that is over changes nothing, however late it comes.
+    GivenUp,
     /// After a single failure the VM goes on, and nothing stays half done.
     GoesOn,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NothingEarly,
         Self::OneCommitPoint,
         Self::HeldFirst,
         Self::OutputCommit,
         Self::Fencing,
         Self::Recovery,
+        Self::GivenUp,
         Self::GoesOn,
     ];
 
@@ -51,6 +54,7 @@ impl Rule {
             Self::OutputCommit => "5 output commit",
             Self::Fencing => "6 fencing",
             Self::Recovery => "7 recovery",
+            Self::GivenUp => "given up is given up",
             Self::GoesOn => "the VM goes on",
         }
     }
@@ -86,6 +90,9 @@ pub fn properties() -> Vec<Property<Protocol>> {
         }),
         Property::always(Rule::Recovery.name(), |_, world| {
             holds(world, Rule::Recovery, recovery)
+        }),
+        Property::always(Rule::GivenUp.name(), |_, world| {
+            holds(world, Rule::GivenUp, |_| true)
         }),
         Property::always(Rule::GoesOn.name(), goes_on),
         Property::sometimes(protected, |_, world: &World| {

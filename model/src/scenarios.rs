@@ -45,7 +45,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 steps: 2,
                 in_flight: 2,
                 faults: 1,
-                kinds: Fault::REAL.to_vec(),
+                kinds: Fault::ALL.to_vec(),
                 protect_again: false,
             },
             reaches: &[
@@ -74,7 +74,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 steps: 2,
                 in_flight: 2,
                 faults: 2,
-                kinds: Fault::REAL.to_vec(),
+                kinds: Fault::ALL.to_vec(),
                 protect_again: false,
             },
             reaches: &[
@@ -101,7 +101,9 @@ pub fn scenarios() -> Vec<Scenario> {
 
 /// For a mistake: a run that finds it, and the rule that it breaks.
 pub fn finding(mutation: Mutation) -> (Protocol, Rule) {
-    use Fault::{ColdStart, Damage, GatewayCrash, HostCrash, LateRequest, LinkBreak, LogFull};
+    use Fault::{
+        ColdStart, Damage, GatewayCrash, HostCrash, LateRequest, LateSeal, LinkBreak, LogFull,
+    };
     let (kinds, rule): (&[Fault], Rule) = match mutation {
         Mutation::ApplyBeforeRecord => (&[], Rule::NothingEarly),
         Mutation::ReleaseOnCommit1 => (&[], Rule::OutputCommit),
@@ -109,6 +111,8 @@ pub fn finding(mutation: Mutation) -> (Protocol, Rule) {
         Mutation::MergeBeforeRecord => (&[], Rule::NothingEarly),
         Mutation::NoGenerationInCommit => (&[HostCrash, ColdStart, LateRequest], Rule::Fencing),
         Mutation::NoGenerationInSeal => (&[LinkBreak], Rule::Fencing),
+        Mutation::NoProtectionInSeal => (&[LateSeal], Rule::GivenUp),
+        Mutation::NoProtectionInDrain => (&[LinkBreak, LateRequest], Rule::GivenUp),
         Mutation::NoFenceOnWrites => (&[LinkBreak], Rule::Fencing),
         Mutation::AckBeforeVerify => (&[Damage], Rule::HeldFirst),
         Mutation::CommitWithoutAck => (&[], Rule::HeldFirst),
@@ -125,7 +129,7 @@ pub fn finding(mutation: Mutation) -> (Protocol, Rule) {
     };
     let faults = match (kinds, mutation) {
         ([], _) => 0,
-        (_, Mutation::NoGenerationInCommit) => 2,
+        (_, Mutation::NoGenerationInCommit | Mutation::NoProtectionInDrain) => 2,
         _ => 1,
     };
     let protocol = Protocol {

@@ -2,7 +2,7 @@
 //! the coordinator, in small steps. It decides nothing that the machine decides.
 
 use coordinator::commit::{Action, Event, Phase};
-use nbd_server::group::barriers::{Input, Phase as GroupPhase};
+use nbd_server::group::barriers::{Input, Phase as GroupPhase, Protection, SealNumber};
 use nbd_server::{Epoch, Generation};
 
 use crate::channel::{Checkpoint, Frame, Ram};
@@ -81,9 +81,9 @@ impl World {
             Ok(epoch) => self.captured(protocol, side, epoch),
             Err(No::NeverSo | No::Busy) => None,
             // It is asked again, and given up only while it stays silent.
-            Err(No::Silent) if number.is_some() => Some(()),
+            Err(No::Silent) => Some(()),
             Err(No::Fenced) => self.tell_source(side, Event::Fenced),
-            Err(No::Silent | No::Full | No::Refused) => self.capture_failed(protocol, side),
+            Err(No::Full | No::Refused) => self.capture_failed(protocol, side),
         }
     }
 
@@ -102,7 +102,7 @@ impl World {
     fn captured(&mut self, protocol: &Protocol, side: Side, epoch: Epoch) -> Taken {
         let source = self.source_mut(side)?;
         source.capturing = false;
-        source.sealed = Some(epoch);
+        source.newest = epoch;
         let (base, memory) = source.take_dirty()?;
         source.captured = Some(Checkpoint {
             epoch,
@@ -211,7 +211,7 @@ impl World {
             &mut judge,
         );
         match again {
-            Ok(_) => self.source_mut(side)?.answer = Some(Answer::Drained),
+            Ok((_, epoch)) => self.source_mut(side)?.answer = Some(Answer::Drained(epoch)),
             Err(No::Fenced) => self.source_mut(side)?.answer = Some(Answer::Fenced),
             Err(_) => return self.request_failed(side),
         }
@@ -225,7 +225,13 @@ impl World {
         let event = match (source.requests.pop_front()?, answer) {
             (_, Answer::Fenced) => Event::Fenced,
             (Request::Commit { epoch, .. }, _) => Event::Committed { epoch },
-            _ => Event::Drained,
+            (request, answer) => {
+                if let (Some(protection), Answer::Drained(epoch)) = (request.protection(), answer) {
+                    source.newest = epoch;
+                    source.over = protection;
+                }
+                Event::Drained
+            }
         };
         self.tell_source(side, event)
     }
@@ -283,7 +289,7 @@ impl World {
         let generation = source.generation;
         match action {
             Action::CopyBase => {
-                source.sealed = None;
+                source.protection = Protection(source.protection.0 + 1);
                 source.copying = source.link;
             }
             Action::Capture => source.capturing = true,
@@ -314,7 +320,10 @@ impl World {
                 source.captured = None;
                 self.close_link(side);
             }
-            Action::DrainToSync => source.requests.push_back(Request::Drain { generation }),
+            Action::DrainToSync => source.requests.push_back(Request::Drain {
+                generation,
+                protection: source.protection,
+            }),
             Action::SeekStandby => {
                 source.seeking = true;
             }
@@ -376,13 +385,13 @@ impl World {
         }
     }
 
-    /// The VM goes on here, after a takeover.
+    /// The VM goes on here, after a takeover at `epoch`.
     pub(crate) fn becomes_source(
         &mut self,
         protocol: &Protocol,
         side: Side,
         id: String,
-        generation: Generation,
+        (generation, epoch): (Generation, Epoch),
         ram: Ram,
     ) {
         let Ram::At(memory) = ram else {
@@ -390,16 +399,19 @@ impl World {
             return;
         };
         let vm = self.run_from(memory);
-        let mut source = SourceProcess::new(id, generation, protocol.bounds.in_flight, vm);
+        let mut source = SourceProcess::new(id, generation, epoch, protocol.bounds.in_flight, vm);
         source.seeking = protocol.bounds.protect_again;
         *self.host_mut(side) = Host::Source(Box::new(source));
     }
 }
 
 impl SourceProcess {
-    /// The number that the next seal has to give.
-    pub(crate) fn next_seal(&self) -> Option<Epoch> {
-        self.sealed.map(Epoch::next)
+    /// What the next seal is called.
+    pub(crate) fn next_seal(&self) -> SealNumber {
+        SealNumber {
+            epoch: self.newest.next(),
+            protection: Some(self.protection),
+        }
     }
 
     /// The seal that is asked for.

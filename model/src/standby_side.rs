@@ -183,7 +183,7 @@ impl World {
         standby.merge_up_to(epoch);
         let (id, ram) = (standby.id.clone(), standby.ram);
         self.end_session(side);
-        self.becomes_source(protocol, side, id, generation, ram);
+        self.becomes_source(protocol, side, id, (generation, epoch), ram);
         Some(())
     }
 

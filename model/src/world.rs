@@ -211,13 +211,13 @@ impl World {
         let id = side.process(Next::take(&mut self.next.process));
         let input = Input::AttachSource { owner: id.clone() };
         let (gateway, mut judge) = self.at_gateway(protocol);
-        let Ok((generation, _)) = gateway.ask(input, None, Course::Good, &mut judge) else {
+        let Ok((generation, newest)) = gateway.ask(input, None, Course::Good, &mut judge) else {
             return false;
         };
         self.seen.clear();
         self.cold_since = generation;
         let vm = self.run_from(self.gateway.durable);
-        let source = SourceProcess::new(id, generation, protocol.bounds.in_flight, vm);
+        let source = SourceProcess::new(id, generation, newest, protocol.bounds.in_flight, vm);
         *self.host_mut(side) = Host::Source(Box::new(source));
         true
     }

@@ -206,7 +206,7 @@ async fn a_vm_lives_through_its_gateway() {
         ErrorKind::MemoryStale
     );
     let generation = taken.generation;
-    assert_eq!(client.sync("vm", generation).await.unwrap(), Epoch(2));
+    assert_eq!(client.sync("vm", generation, None).await.unwrap(), Epoch(2));
     client.detach("vm", generation).await.unwrap();
     running.qemu_io_ok("vm/root", &["read -P 3 0 64k", "write -P 4 0 64k"]);
 }

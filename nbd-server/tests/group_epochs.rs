@@ -406,7 +406,10 @@ fn before_the_first_commit_a_flush_waits_for_it() {
     });
     // The other way out: no standby, so everything is committed and written through.
     group
-        .request_blocking(Input::DrainToSync { generation })
+        .request_blocking(Input::DrainToSync {
+            generation,
+            protection: None,
+        })
         .unwrap();
     assert_eq!(site.image_block(0, 0), vec![5; BLOCK]);
     disk.write(0, 6);

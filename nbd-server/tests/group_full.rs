@@ -183,13 +183,19 @@ fn a_drain_that_finds_the_log_full_goes_on_when_there_is_room() {
             disk.write(block, 9);
         }
         let error = group
-            .request_blocking(Input::DrainToSync { generation })
+            .request_blocking(Input::DrainToSync {
+                generation,
+                protection: None,
+            })
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LogFull, "{error}");
         std::fs::remove_file(&ballast).unwrap();
         drop(file);
         group
-            .request_blocking(Input::DrainToSync { generation })
+            .request_blocking(Input::DrainToSync {
+                generation,
+                protection: None,
+            })
             .unwrap();
         assert_eq!(site.image_block(0, 63), vec![9; BLOCK]);
         disk.write(0, 1);

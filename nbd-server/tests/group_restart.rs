@@ -224,7 +224,10 @@ fn a_drain_that_the_crash_cut_short_is_asked_again() {
     let root = attach(&group, "root", Some("source:1"));
     root.write(3, 3);
     group
-        .request_blocking(Input::DrainToSync { generation })
+        .request_blocking(Input::DrainToSync {
+            generation,
+            protection: None,
+        })
         .unwrap();
     root.write(4, 4);
     for block in 1..5 {

@@ -30,11 +30,13 @@ pub enum Planted {
     CaptureAgain,
     /// The guest runs on before its epoch is sealed.
     ContBeforeSeal,
+    /// The gateway does not look at what seals and drains belong to.
+    Unnumbered,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipDataSync,
         Self::SkipDirSync,
         Self::SkipImageSync,
@@ -48,5 +50,6 @@ impl Planted {
         Self::TakeOverAlone,
         Self::CaptureAgain,
         Self::ContBeforeSeal,
+        Self::Unnumbered,
     ];
 }

@@ -186,6 +186,7 @@ impl SourceLoop {
             }
             Outcome::Drained { epoch } => {
                 tracing::info!(%epoch, "the gateway is in sync mode");
+                self.newest = epoch;
                 self.step(Event::Drained).await;
             }
             Outcome::DrainFailed => self.step(Event::DrainFailed).await,

@@ -7,7 +7,7 @@
 //! | `POST /v1/groups/{g}/park`                     | [`ParkRequest`]                | [`ParkReply`]                      |
 //! | `POST /v1/groups/{g}/seal`                     | [`SealRequest`]                | [`SealReply`]                      |
 //! | `POST /v1/groups/{g}/commit`                   | [`CommitRequest`]              | [`EpochReply`]                     |
-//! | `POST /v1/groups/{g}/sync`                     | [`GenerationRequest`]          | [`EpochReply`]                     |
+//! | `POST /v1/groups/{g}/sync`                     | [`SyncRequest`]                | [`EpochReply`]                     |
 //! | `POST /v1/groups/{g}/takeover`                 | [`TakeoverRequest`]            | [`TakeoverReply`]                  |
 //! | `POST /v1/groups/{g}/abort` `relieve` `detach` | [`GenerationRequest`]          | [`EpochReply`]                     |
 //! | `GET /v1/groups/{g}`                           |                                | [`GroupStatus`]                    |
@@ -30,7 +30,7 @@ use epoch_log::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
 
 pub use crate::gateway::ExportConfig;
-pub use crate::group::barriers::{MAX_ID_BYTES, valid_id};
+pub use crate::group::barriers::{MAX_ID_BYTES, Protection, SealNumber, valid_id};
 
 /// A source asks to own the group: the cold start of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,10 @@ pub struct SealRequest {
     /// and is no second cut. Without: whatever comes next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
+    /// What it belongs to, 1 or higher, and only together with `epoch`. A request of a protection that is over is refused, however late
+    /// it comes. Without: it belongs to whatever is at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Protection>,
 }
 
 /// The standby may open its attachments.
@@ -80,6 +84,17 @@ pub struct ParkReply {
 pub struct GenerationRequest {
     /// The generation that the owner got from `attach` or `takeover`; a lower one is refused as fenced.
     pub generation: Generation,
+}
+
+/// The owner goes on without a standby: to sync mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// The owner's generation.
+    pub generation: Generation,
+    /// What it gives up, 1 or higher. All seals of it that are still under way are void from then on, and the request is itself once the
+    /// owner has begun the next one. Without: it gives up whatever is at hand, also if it comes late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Protection>,
 }
 
 /// An epoch is sealed over all disks of the group.

@@ -24,8 +24,8 @@ use tokio::net::UnixStream;
 
 use super::api::{
     AttachReply, AttachRequest, CommitRequest, EpochReply, ErrorBody, ErrorKind, Event,
-    GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply, SealRequest,
-    TakeoverReply, TakeoverRequest,
+    GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, Protection, SealNumber,
+    SealReply, SealRequest, SyncRequest, TakeoverReply, TakeoverRequest,
 };
 
 /// Connections kept open between requests: the seal, the commit and the status of one source at the same time, and one
@@ -144,7 +144,8 @@ impl Client {
         self.post(group, "park", &body, Repeat::Safe).await
     }
 
-    /// Seals the open epoch: the cut over all disks of the group. Call it while the guest is stopped and drained.
+    /// Seals the open epoch: the cut over all disks of the group. Call it while the guest is stopped and drained. If its answer is lost,
+    /// nobody knows whether there was a cut: [`Client::seal_as`] can be asked again.
     pub async fn seal(
         &self,
         group: &str,
@@ -153,20 +154,23 @@ impl Client {
         let body = SealRequest {
             generation,
             epoch: None,
+            protection: None,
         };
         self.post(group, "seal", &body, Repeat::Never).await
     }
 
-    /// The same, as epoch `epoch`: to ask again while the guest is still stopped is no second cut.
+    /// The same, by its number: to ask again while the guest is still stopped is no second cut, and a copy that arrives after its
+    /// protection is over is none at all.
     pub async fn seal_as(
         &self,
         group: &str,
         generation: Generation,
-        epoch: Epoch,
+        number: SealNumber,
     ) -> Result<SealReply, ControlError> {
         let body = SealRequest {
             generation,
-            epoch: Some(epoch),
+            epoch: Some(number.epoch),
+            protection: number.protection,
         };
         self.post(group, "seal", &body, Repeat::Safe).await
     }
@@ -192,16 +196,22 @@ impl Client {
 
     /// The standby is lost: drains the group to sync mode. When it returns, everything that was held is committed,
     /// writes go through, and no standby can take over until a new checkpoint is committed. Returns the newest
-    /// committed epoch.
-    pub async fn sync(&self, group: &str, generation: Generation) -> Result<Epoch, ControlError> {
-        self.post(
-            group,
-            "sync",
-            &GenerationRequest { generation },
-            Repeat::Safe,
-        )
-        .await
-        .map(|reply: EpochReply| reply.epoch)
+    /// committed epoch: the next seal has to get the number after it.
+    ///
+    /// `protection` is what is given up. Without it a copy that arrives late gives up whatever is at hand then.
+    pub async fn sync(
+        &self,
+        group: &str,
+        generation: Generation,
+        protection: Option<Protection>,
+    ) -> Result<Epoch, ControlError> {
+        let body = SyncRequest {
+            generation,
+            protection,
+        };
+        self.post(group, "sync", &body, Repeat::Safe)
+            .await
+            .map(|reply: EpochReply| reply.epoch)
     }
 
     /// Makes `standby` the owner of the group, if it holds the memory of the last committed epoch. From the reply on

@@ -21,11 +21,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::api::{
     AttachReply, AttachRequest, CommitRequest, EpochReply, ErrorBody, ErrorDetail, ErrorKind,
     Event, GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply,
-    SealRequest, TakeoverReply, TakeoverRequest,
+    SealRequest, SyncRequest, TakeoverReply, TakeoverRequest,
 };
 use super::exports;
 use crate::gateway::Catalog;
-use crate::group::barriers::Input;
+use crate::group::barriers::{Input, SealNumber};
 use crate::group::directory::export_name;
 use crate::group::{Answer, Group, GroupError, Refusal};
 
@@ -219,13 +219,23 @@ async fn seal(
     Path(group): Path<String>,
     body: Bytes,
 ) -> Handled<SealReply> {
-    let SealRequest { generation, epoch } = read(&body)?;
+    let SealRequest {
+        generation,
+        epoch,
+        protection,
+    } = read(&body)?;
+    let number = epoch.map(|epoch| SealNumber { epoch, protection });
+    if number.is_none() && protection.is_some() {
+        return Err(Failure::bad_request(
+            "a seal that names its protection has to name its epoch too",
+        ));
+    }
     let group = gate.group(&group)?;
     // The guest is paused: no detour over another thread, unless it has to wait anyway.
-    let sealed = match group.try_seal(generation, epoch) {
+    let sealed = match group.try_seal(generation, number) {
         Err(GroupError::Refused(Refusal::Busy)) => {
             let group = Arc::clone(&group);
-            tokio::task::spawn_blocking(move || group.seal_as(generation, epoch))
+            tokio::task::spawn_blocking(move || group.seal_as(generation, number))
                 .await
                 .unwrap_or(Err(GroupError::Stopping))?
         }
@@ -265,8 +275,18 @@ async fn sync(
     Path(group): Path<String>,
     body: Bytes,
 ) -> Handled<EpochReply> {
-    let GenerationRequest { generation } = read(&body)?;
-    epoch_reply(gate.ask(&group, Input::DrainToSync { generation })).await
+    let SyncRequest {
+        generation,
+        protection,
+    } = read(&body)?;
+    epoch_reply(gate.ask(
+        &group,
+        Input::DrainToSync {
+            generation,
+            protection,
+        },
+    ))
+    .await
 }
 
 async fn takeover(

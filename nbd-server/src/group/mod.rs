@@ -45,7 +45,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::control::api::Event;
 use crate::export::{Cutter, ExportInfo};
-use barriers::{Admission, Input, Phase};
+use barriers::{Admission, Input, Phase, SealNumber};
 use disk::{Disk, Rights};
 use shared::{Entry, Job, Order, Shared};
 
@@ -134,13 +134,13 @@ impl Group {
     pub fn try_seal(
         &self,
         generation: Generation,
-        number: Option<Epoch>,
+        number: Option<SealNumber>,
     ) -> Result<Sealed, GroupError> {
         let mut core = self.shared.core();
         let held_before = core.barriers.open().is_some();
         let input = match number {
             None => Input::Seal { generation },
-            Some(epoch) => Input::SealAs { generation, epoch },
+            Some(number) => Input::SealAs { generation, number },
         };
         self.shared.step(&mut core, input)?;
         let epoch = core.barriers.sealed();
@@ -169,7 +169,7 @@ impl Group {
     pub fn seal_as(
         &self,
         generation: Generation,
-        number: Option<Epoch>,
+        number: Option<SealNumber>,
     ) -> Result<Sealed, GroupError> {
         let sealed = loop {
             let ticket = self.shared.bell.ticket();

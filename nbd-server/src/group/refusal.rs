@@ -2,6 +2,8 @@
 
 use epoch_log::{Epoch, Generation};
 
+use super::barriers::Protection;
+
 /// Why a request is against the rules of the group in its present state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -48,6 +50,18 @@ pub enum Refusal {
     /// A seal or commit while the group drains.
     #[error("the group is draining to sync mode; start protection again when it has")]
     Draining,
+    /// A seal or drain of a protection that is over.
+    #[error(
+        "the source's protection {} is over, and so are all up to {}: this request came too late and changes nothing",
+        given.0,
+        over.0
+    )]
+    Overtaken {
+        /// What the request belongs to.
+        given: Protection,
+        /// The newest that is over.
+        over: Protection,
+    },
     /// Nobody may write before a takeover or a cold start.
     #[error("the group waits for its standby to take over, or for a cold start")]
     Reserved,

@@ -4,8 +4,12 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::control::Ask;
+use super::hosts::Host;
+use super::network::{A, B, GATEWAY, Message, Node};
+use super::queue::Event;
 use super::source_link::stamp_of;
-use super::world::{A, B, Event, GATEWAY, Host, Node, World};
+use super::world::World;
 use crate::blocks::shown;
 use crate::gateway::{Gateway, Micros};
 use crate::storage::Op;
@@ -44,8 +48,25 @@ pub enum Kind {
     Eio,
     /// An answer of the gateway is lost.
     LostAnswer,
-    /// A request reaches the gateway twice, the second time late.
+    /// A request reaches the gateway late: for a second time, or when nobody waits for it any more.
     Repeat,
+}
+
+/// Which request is to come late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// The next COMMIT 2, or the detach, for a second time.
+    Commit,
+    /// The next drain, for a second time.
+    Drain,
+    /// The next seal, for a second time.
+    Seal,
+    /// The next seal, and its source gives it up before.
+    GivenUpSeal,
+}
+
+impl Repeat {
+    const ALL: [Self; 4] = [Self::Commit, Self::Drain, Self::Seal, Self::GivenUpSeal];
 }
 
 impl Kind {
@@ -187,7 +208,7 @@ impl World<'_> {
                 Ok(())
             }
             Kind::Repeat => {
-                self.repeat_request = true;
+                self.repeat = Some(Repeat::ALL[self.random.random_range(0..Repeat::ALL.len())]);
                 Ok(())
             }
         }
@@ -329,13 +350,9 @@ impl World<'_> {
         let generation = self.ledger.standing.generation;
         let number = self.number();
         let input = nbd_server::group::barriers::Input::Detach { generation };
-        let ask = super::gateway_side::Ask::Input(input);
-        self.gateway_receives(
-            A,
-            0,
-            self.incarnation,
-            super::world::Message::Ask { number, ask },
-        )?;
+        let ask = Ask::Input(input);
+        let message = Message::Ask { number, ask };
+        self.gateway_receives(A, 0, self.incarnation, message)?;
         let limit = self.now + 30_000_000;
         let drained = |world: &Self| world.ledger.standing.generation > generation;
         while !drained(self) {

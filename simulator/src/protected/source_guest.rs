@@ -5,7 +5,9 @@ use nbd_server::Epoch;
 use rand::Rng;
 
 use super::guest::{Request, What};
-use super::world::{GATEWAY, Message, Node, Timer, World};
+use super::network::{GATEWAY, Message, Node};
+use super::queue::Timer;
+use super::world::World;
 use crate::blocks::{CLEARED, DISKS, UNITS};
 use crate::{Violation, violation};
 

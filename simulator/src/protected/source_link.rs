@@ -10,7 +10,10 @@ use nbd_server::{Epoch, Generation};
 use rand::Rng;
 
 use super::guest::{PAGE, RAM};
-use super::world::{A, B, Host, Link, Message, Node, Process, Timer, World};
+use super::hosts::Host;
+use super::network::{A, B, Link, Message, Node, Process};
+use super::queue::Timer;
+use super::world::World;
 use crate::Violation;
 use crate::gateway::GROUP;
 use crate::planted::Planted;

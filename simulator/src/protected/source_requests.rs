@@ -8,12 +8,14 @@ use nbd_server::control::api::ErrorKind;
 use nbd_server::group::barriers::Input;
 use rand::Rng;
 
-use super::gateway_side::{Ask, Reply};
+use super::control::{Ask, Reply};
+use super::faults::Repeat;
 use super::guest::{Request, What};
+use super::hosts::{AtGateway, Capture, Host};
+use super::network::{DiskOutcome, GATEWAY, Message, Node, Process};
+use super::queue::{Event, Timer};
 use super::source_link::stamp_of;
-use super::world::{
-    AtGateway, Capture, DiskOutcome, Event, GATEWAY, Host, Message, Node, Timer, World,
-};
+use super::world::World;
 use crate::blocks::shown;
 use crate::planted::Planted;
 use crate::{Violation, violation};
@@ -22,6 +24,10 @@ use crate::{Violation, violation};
 const RECONNECT: u64 = 2_000;
 /// Between two attempts at what the gateway could not do.
 const RETRY: u64 = 25_000;
+/// How long a paused guest waits for a gateway that is just starting again.
+const SEAL_PATIENCE: u64 = 30_000;
+/// Between two attempts to seal.
+const SEAL_AGAIN: u64 = 1_000;
 
 impl World<'_> {
     pub(super) fn request_done(
@@ -76,22 +82,64 @@ impl World<'_> {
 
     /// The guest is stopped when nothing is under way.
     pub(super) fn seal_if_stopped(&mut self, node: Node) -> Result<(), Violation> {
-        let number = self.number();
-        let planted = self.planted;
+        let until = self.now + SEAL_PATIENCE;
+        let runs_on = self.makes(Planted::ContBeforeSeal);
         let Some(source) = self.source(node) else {
             return Ok(());
         };
         if source.capture != Some(Capture::Stopping) || !source.vm.requests.is_empty() {
             return Ok(());
         }
-        source.capture = Some(Capture::Sealing(number));
-        let (process, ask) = (source.process, Ask::Seal(source.generation));
-        if planted == Some(Planted::ContBeforeSeal) {
+        source.patient_until = until;
+        if runs_on {
+            let process = source.process;
             source.vm.stopped = false;
             self.later(node, process, 10, Timer::Guest);
         }
-        self.send(node, GATEWAY, process, Message::Ask { number, ask });
+        self.ask_to_seal(node);
         Ok(())
+    }
+
+    pub(super) fn ask_to_seal(&mut self, node: Node) {
+        let (number, now) = (self.number(), self.now);
+        let Some(source) = self.source(node) else {
+            return;
+        };
+        source.capture = Some(Capture::Sealing(number));
+        let process = source.process;
+        let ask = Ask::Seal(source.generation, source.next_seal());
+        match self.repeat {
+            Some(Repeat::GivenUpSeal) => {
+                self.repeat = None;
+                self.arrives_late(node, process, ask);
+                if let Some(source) = self.source(node) {
+                    source.patient_until = now;
+                }
+                let reply = Reply::Unreachable;
+                self.send(GATEWAY, node, process, Message::Reply { number, reply });
+            }
+            Some(Repeat::Seal) => {
+                self.repeat = None;
+                self.arrives_late(node, process, ask.clone());
+                self.send(node, GATEWAY, process, Message::Ask { number, ask });
+            }
+            _ => self.send(node, GATEWAY, process, Message::Ask { number, ask }),
+        }
+    }
+
+    /// A copy of a request whose answer nobody waits for any more.
+    fn arrives_late(&mut self, node: Node, process: Process, ask: Ask) {
+        let late = self.now + self.random.random_range(1_000..120_000);
+        let (from, to, incarnation) = (node, GATEWAY, self.incarnation);
+        let message = Message::Ask { number: 0, ask };
+        let arrive = Event::Arrive {
+            from,
+            to,
+            process,
+            incarnation,
+            message,
+        };
+        self.at(late, arrive);
     }
 
     pub(super) fn reply_arrives(
@@ -123,7 +171,7 @@ impl World<'_> {
         }
         if source.generation == Generation(0) {
             return match reply {
-                Reply::Good(answer) => self.boots(node, answer.generation),
+                Reply::Good(answer) => self.boots(node, answer.generation, answer.committed),
                 Reply::Unreachable => {
                     source.at_gateway = AtGateway::Rests;
                     self.ask_to_attach(node);
@@ -156,7 +204,10 @@ impl World<'_> {
             }
             (Action::Commit2 { epoch, .. }, Reply::Good(_)) => Told::Committed { epoch: *epoch },
             (Action::Commit2 { epoch, .. }, _) => Told::CommitFailed { epoch: *epoch },
-            (_, Reply::Good(_)) => Told::Drained,
+            (_, Reply::Good(answer)) => {
+                source.newest = answer.committed;
+                Told::Drained
+            }
             (_, _) => Told::DrainFailed,
         };
         source.requests.pop_front();
@@ -180,7 +231,6 @@ impl World<'_> {
 
     pub(super) fn next_request(&mut self, node: Node) {
         let number = self.number();
-        let repeat = self.repeat_request;
         let Some(source) = self.source(node) else {
             return;
         };
@@ -188,45 +238,49 @@ impl World<'_> {
         if source.at_gateway != AtGateway::Idle || generation == Generation(0) {
             return;
         }
-        let input = match source.requests.front() {
+        let (input, repeat) = match source.requests.front() {
             None => return,
-            Some(Action::Commit2 { epoch, standby }) => Input::Commit {
-                generation,
-                epoch: *epoch,
-                standby: Some(standby.clone()),
-            },
-            Some(Action::End) => Input::Detach { generation },
-            Some(_) => Input::DrainToSync { generation },
+            Some(Action::Commit2 { epoch, standby }) => {
+                let standby = Some(standby.clone());
+                let commit = Input::Commit {
+                    generation,
+                    epoch: *epoch,
+                    standby,
+                };
+                (commit, Repeat::Commit)
+            }
+            Some(Action::End) => (Input::Detach { generation }, Repeat::Commit),
+            Some(_) => {
+                let protection = Some(source.protection);
+                let drain = Input::DrainToSync {
+                    generation,
+                    protection,
+                };
+                (drain, Repeat::Drain)
+            }
         };
         source.at_gateway = AtGateway::Waits(number);
         let process = source.process;
         let ask = Ask::Input(input);
-        if repeat {
-            // Its first copy comes late, and nobody waits for that one any more.
-            self.repeat_request = false;
-            let late = self.now + self.random.random_range(1_000..120_000);
-            let (from, to, incarnation) = (node, GATEWAY, self.incarnation);
-            let message = Message::Ask {
-                number: 0,
-                ask: ask.clone(),
-            };
-            let arrive = Event::Arrive {
-                from,
-                to,
-                process,
-                incarnation,
-                message,
-            };
-            self.at(late, arrive);
+        if self.repeat == Some(repeat) {
+            self.repeat = None;
+            self.arrives_late(node, process, ask.clone());
         }
         self.send(node, GATEWAY, process, Message::Ask { number, ask });
     }
 
     pub(super) fn sealed(&mut self, node: Node, reply: Reply) -> Result<(), Violation> {
         let again = self.makes(Planted::CaptureAgain);
+        let now = self.now;
         let Some(source) = self.source(node) else {
             return Ok(());
         };
+        if matches!(reply, Reply::Unreachable) && now < source.patient_until {
+            let process = source.process;
+            source.capture = Some(Capture::Rests);
+            self.later(node, process, SEAL_AGAIN, Timer::SealAgain);
+            return Ok(());
+        }
         source.capture = None;
         if let Reply::Error(ErrorKind::Fenced) = reply {
             return self.fenced(node);
@@ -252,6 +306,7 @@ impl World<'_> {
         let Some(source) = self.source(node) else {
             return Ok(());
         };
+        source.newest = epoch;
         let stamp = stamp_of(source.generation);
         let packets = std::mem::take(&mut source.output);
         source.held.push_back((epoch, packets));

@@ -1,21 +1,20 @@
 //! What the loop of a source does around its machine: `source_loop`, `vm_task`, `gateway_task`, `link` and `taken_over` of the coordinator,
 //! restated in small steps. It decides nothing that the machine decides. Its guest, its requests and its channel are in files of their own.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use coordinator::checkpoint_channel::Kind;
-use coordinator::commit::{Action, Event as Told, Phase, Source as SourceMachine};
-use nbd_server::group::barriers::Input;
+use coordinator::commit::{Action, Event as Told, Phase};
+use nbd_server::group::barriers::{Input, Protection};
 use nbd_server::{Epoch, Generation};
 use rand::Rng;
 
-use super::gateway_side::Ask;
+use super::control::Ask;
 use super::guest::{Memory, RAM, Vm};
+use super::hosts::{AtGateway, Capture, Host, Source};
+use super::network::{A, B, GATEWAY, Message, Node, Process};
+use super::queue::{Event, Timer};
 use super::source_link::SEEK_AGAIN;
-use super::world::{
-    A, AtGateway, B, Capture, Event, GATEWAY, Host, Message, Node, Process, Source, Timer, World,
-};
+use super::world::World;
 use crate::blocks::{UNIT, fill, shown};
 use crate::{Violation, violation};
 
@@ -24,28 +23,9 @@ impl World<'_> {
     pub fn cold_start(&mut self, node: Node) {
         let process = self.fresh_process();
         let id = format!("host{node}:{process}");
-        let source = Source {
-            process,
-            id: id.clone(),
-            generation: Generation(0),
-            machine: SourceMachine::new(self.in_flight),
-            vm: Vm::new(Memory::from(vec![0; RAM])),
-            output: Vec::new(),
-            held: VecDeque::new(),
-            requests: VecDeque::new(),
-            at_gateway: AtGateway::Idle,
-            capture: None,
-            captured: None,
-            link: None,
-            greeted: None,
-            seeking: true,
-            pressed: false,
-            base: 0,
-            last_heard: self.now,
-            watch: None,
-            progress: 0,
-            ending: false,
-        };
+        let nobody = (Generation(0), Epoch(0));
+        let vm = Vm::new(Memory::from(vec![0; RAM]));
+        let source = Source::new(process, id, nobody, self.in_flight, vm);
         self.hosts[node] = Host::Source(Box::new(source));
         self.trace
             .note(self.now, format_args!("cold start on host {node}"));
@@ -65,11 +45,17 @@ impl World<'_> {
     }
 
     /// The disks are this source's: it boots.
-    pub(super) fn boots(&mut self, node: Node, generation: Generation) -> Result<(), Violation> {
+    pub(super) fn boots(
+        &mut self,
+        node: Node,
+        generation: Generation,
+        newest: Epoch,
+    ) -> Result<(), Violation> {
         let Some(source) = self.source(node) else {
             return Ok(());
         };
         source.generation = generation;
+        source.newest = newest;
         let (process, id) = (source.process, source.id.clone());
         if self.gateway.is_none() || self.attach(process, &id).is_some() {
             // Somebody was faster, or the gateway is gone again.
@@ -122,40 +108,21 @@ impl World<'_> {
         Ok(())
     }
 
-    /// The guest goes on here, after a takeover, from this memory.
+    /// The guest goes on here, after a takeover at `epoch`, from this memory.
     pub fn becomes_source(
         &mut self,
         node: Node,
         process: Process,
         id: String,
-        generation: Generation,
+        (generation, epoch): (Generation, Epoch),
         ram: Vec<u8>,
     ) -> Result<(), Violation> {
         let memory = Memory::from(ram);
         self.ledger.resumes(memory.sent())?;
         let found = self.read_all(process);
-        let source = Source {
-            process,
-            id,
-            generation,
-            machine: SourceMachine::new(self.in_flight),
-            vm: Vm::new(memory),
-            output: Vec::new(),
-            held: VecDeque::new(),
-            requests: VecDeque::new(),
-            at_gateway: AtGateway::Idle,
-            capture: None,
-            captured: None,
-            link: None,
-            greeted: None,
-            seeking: self.protect_again,
-            pressed: false,
-            base: 0,
-            last_heard: self.now,
-            watch: None,
-            progress: 0,
-            ending: false,
-        };
+        let vm = Vm::new(memory);
+        let mut source = Source::new(process, id, (generation, epoch), self.in_flight, vm);
+        source.seeking = self.protect_again;
         if let Ok(found) = found
             && generation == self.ledger.standing.generation
         {
@@ -209,6 +176,12 @@ impl World<'_> {
             Timer::Again(number) => {
                 if let Some(request) = source.vm.requests.get(&number).copied() {
                     self.send(node, GATEWAY, process, Message::Disk { request });
+                }
+                Ok(())
+            }
+            Timer::SealAgain => {
+                if source.capture == Some(Capture::Rests) {
+                    self.ask_to_seal(node);
                 }
                 Ok(())
             }
@@ -327,6 +300,7 @@ impl World<'_> {
         let process = source.process;
         match action {
             Action::CopyBase => {
+                source.protection = Protection(source.protection.0 + 1);
                 source.vm.memory.track();
                 source.base = 0;
                 if let Some(link) = source.link {

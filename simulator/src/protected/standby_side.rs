@@ -12,10 +12,13 @@ use nbd_server::group::barriers::Input;
 use nbd_server::{Epoch, Generation};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::gateway_side::{Ask, Reply};
+use super::control::{Ask, Reply};
 use super::guest::RAM;
+use super::hosts::{Host, Session, Standby};
+use super::network::{GATEWAY, Message, Node};
+use super::queue::Timer;
 use super::source_link::decode;
-use super::world::{GATEWAY, Host, Message, Node, Session, Standby, Timer, World};
+use super::world::World;
 use crate::planted::Planted;
 use crate::{Violation, violation};
 
@@ -398,7 +401,7 @@ impl World<'_> {
             self.now,
             format_args!("host {node} goes on from epoch {epoch} in generation {generation}"),
         );
-        self.becomes_source(node, process, id, generation, session.ram)
+        self.becomes_source(node, process, id, (generation, epoch), session.ram)
     }
 }
 

@@ -1,230 +1,24 @@
 //! Everything at once: hosts, network, clock. Takes one event after the other from the queue and gives it to the part that it is for. What the
 //! parts do with it is in `gateway_side`, `source_side` and `standby_side`, what goes wrong in `faults`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use coordinator::checkpoint::{Checkpoint, Incoming};
-use coordinator::checkpoint_channel::{Frame, Stamp as FrameStamp};
-use coordinator::commit::Source as SourceMachine;
-use coordinator::standby::Standby as StandbyMachine;
 use nbd_server::group::GroupMode;
-use nbd_server::{Epoch, Generation};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::faults::{COOL_DOWN, Kind};
-use super::gateway_side::{Ask, Attached, Pending, Reply, Subscription};
-use super::guest::{Request, Vm};
+use super::control::{Pending, Subscription};
+use super::disks::Attached;
+use super::faults::{COOL_DOWN, Kind, Repeat};
+use super::guest::Request;
+use super::hosts::Host;
 use super::ledger::Ledger;
-use crate::blocks::Stamp;
+use super::network::{A, B, Link, Node, Process};
+use super::queue::{Event, Queue, Timer};
 use crate::gateway::{Gateway, Micros, StorageHost};
 use crate::planted::Planted;
 use crate::trace::Trace;
 use crate::{Options, Violation, violation};
-
-/// A place on the network.
-pub type Node = usize;
-/// Where the VM begins.
-pub const A: Node = 0;
-/// Where the standby begins.
-pub const B: Node = 1;
-/// The storage host.
-pub const GATEWAY: Node = 2;
-
-/// One start of a process; never used again.
-pub type Process = u32;
-
-/// What goes over the network.
-#[derive(Debug)]
-pub enum Message {
-    /// To the gateway: the control API.
-    Ask { number: u64, ask: Ask },
-    /// From the gateway: an answer.
-    Reply { number: u64, reply: Reply },
-    /// To the gateway: a request of a guest.
-    Disk { request: Request },
-    /// From the gateway: what became of it.
-    Done {
-        request: Request,
-        outcome: DiskOutcome,
-    },
-    /// From the gateway: an event for whom it concerns.
-    Fenced,
-    /// From the gateway: memory runs short.
-    Pressure,
-    /// Source to standby: who are you?
-    Hello { link: u32, stamp: FrameStamp },
-    /// Standby to source: ready.
-    Welcome { link: u32, standby: String },
-    /// Standby to source: not now.
-    Refused,
-    /// A frame over the checkpoint channel, as bytes.
-    Frame { link: u32, bytes: Bytes },
-    /// The channel is closed.
-    Closed { link: u32 },
-}
-
-/// What became of a guest's request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskOutcome {
-    /// Done; a read shows these.
-    Done(Vec<[Option<Stamp>; 2]>),
-    /// The connection is gone, or refused.
-    Lost,
-    /// The storage failed.
-    Failed,
-}
-
-/// Something that a process does by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timer {
-    /// The guest does something.
-    Guest,
-    /// The interval has passed.
-    Checkpoint,
-    /// A heartbeat, and a look whether the other side gave one.
-    Heartbeat(u32),
-    /// Looks for a standby.
-    Seek,
-    /// The next request of the gateway task.
-    NextRequest,
-    /// The next piece of the first copy.
-    Base(u32),
-    /// Watches the gateway's events.
-    Watch,
-    /// Asks for the takeover.
-    TakeOver,
-    /// A guest's request again.
-    Again(u64),
-}
-
-/// What happens.
-#[derive(Debug)]
-pub enum Event {
-    /// A turn of the gateway.
-    Turn,
-    /// Something arrives.
-    Arrive {
-        from: Node,
-        to: Node,
-        process: Process,
-        /// Of a connection with the gateway: which start of it.
-        incarnation: u32,
-        message: Message,
-    },
-    /// A process does something.
-    Timer(Node, Process, Timer),
-    /// Something goes wrong.
-    Fault,
-    /// The gateway starts again.
-    StartGateway,
-    /// A standby starts on a host.
-    StartStandby(Node),
-    /// An operator looks after things.
-    Operator,
-    /// The log has room again.
-    MakeRoom,
-    /// No more faults.
-    Calm,
-    /// The end.
-    End,
-}
-
-/// A connection between source and standby.
-#[derive(Debug)]
-pub struct Link {
-    /// Where the source is.
-    pub source: (Node, Process),
-    /// Where the standby is.
-    pub standby: (Node, Process),
-    /// Nothing arrives any more.
-    pub broken: bool,
-}
-
-/// What the gateway task of a source does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AtGateway {
-    /// Nothing.
-    Idle,
-    /// It waits for this answer.
-    Waits(u64),
-    /// It waits before it asks again.
-    Rests,
-}
-
-/// How far a capture is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Capture {
-    /// The guest's requests are being answered.
-    Stopping,
-    /// The gateway is sealing.
-    Sealing(u64),
-}
-
-/// `epochgate protect`, or a guest that was taken over.
-#[derive(Debug)]
-pub struct Source {
-    pub process: Process,
-    pub id: String,
-    pub generation: Generation,
-    pub machine: SourceMachine,
-    pub vm: Vm,
-    /// Packets since the last cut.
-    pub output: Vec<(u64, u64)>,
-    /// Packets of the epochs that are sealed.
-    pub held: VecDeque<(Epoch, Vec<(u64, u64)>)>,
-    pub requests: VecDeque<coordinator::commit::Action>,
-    pub at_gateway: AtGateway,
-    pub capture: Option<Capture>,
-    pub captured: Option<Vec<Frame>>,
-    pub link: Option<u32>,
-    pub greeted: Option<u32>,
-    pub seeking: bool,
-    pub pressed: bool,
-    /// How far the first copy is.
-    pub base: usize,
-    pub last_heard: Micros,
-    pub watch: Option<u64>,
-    /// Requests that were answered since the faults ended.
-    pub progress: u64,
-    /// The VM ends as planned.
-    pub ending: bool,
-}
-
-/// `epochgate standby`.
-#[derive(Debug)]
-pub struct Standby {
-    pub process: Process,
-    pub id: String,
-    pub session: Option<Session>,
-}
-
-/// One source, from its Hello to its end.
-#[derive(Debug)]
-pub struct Session {
-    pub link: u32,
-    pub stamp: FrameStamp,
-    pub machine: StandbyMachine,
-    pub ram: Vec<u8>,
-    pub incoming: Option<Incoming>,
-    pub verified: BTreeMap<Epoch, Checkpoint>,
-    pub devices: Option<Vec<u8>>,
-    pub last_heard: Micros,
-    pub parking: Option<u64>,
-    pub takeover: Option<u64>,
-}
-
-/// What runs on a host.
-#[derive(Debug)]
-pub enum Host {
-    /// Nothing.
-    Down,
-    /// A source.
-    Source(Box<Source>),
-    /// A standby.
-    Standby(Box<Standby>),
-}
 
 /// Everything.
 pub struct World<'a> {
@@ -232,8 +26,7 @@ pub struct World<'a> {
     pub trace: &'a mut Trace,
     pub planted: Option<Planted>,
     pub now: Micros,
-    queue: BTreeMap<(Micros, u64), Event>,
-    next_event: u64,
+    pub queue: Queue,
     next_number: u64,
     next_process: Process,
     next_link: u32,
@@ -250,7 +43,7 @@ pub struct World<'a> {
     pub hosts: [Host; 2],
     pub links: BTreeMap<u32, Link>,
     /// The last arrival between two places: a connection keeps its order.
-    order: [[Micros; 3]; 3],
+    pub order: [[Micros; 3]; 3],
     pub cut_until: [[Micros; 3]; 3],
     pub asleep_until: [Micros; 2],
     pub ledger: Ledger,
@@ -260,8 +53,8 @@ pub struct World<'a> {
     pub calm: bool,
     /// Answers to be lost.
     pub lose_answer: bool,
-    /// A request to be carried out a second time, late.
-    pub repeat_request: bool,
+    /// A request to be carried out late, a second time or for nobody.
+    pub repeat: Option<Repeat>,
     /// A frame to be damaged.
     pub damage: bool,
     pub interval: Micros,
@@ -302,8 +95,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         trace,
         planted: options.planted,
         now: 0,
-        queue: BTreeMap::new(),
-        next_event: 0,
+        queue: Queue::default(),
         next_number: 0,
         next_process: 0,
         next_link: 0,
@@ -327,7 +119,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         kinds,
         calm: false,
         lose_answer: false,
-        repeat_request: false,
+        repeat: None,
         damage: false,
         was_protected: false,
         storage_failed: false,
@@ -337,7 +129,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
     };
     world.start()?;
     while !world.done {
-        let Some(((at, _), event)) = world.queue.pop_first() else {
+        let Some((at, event)) = world.queue.pop() else {
             return violation!("nothing happens any more");
         };
         world.now = at;
@@ -385,7 +177,7 @@ impl World<'_> {
             Event::Timer(node, process, timer) => {
                 if self.is_asleep(node) {
                     let wake = self.asleep_until[node];
-                    self.at(wake, Event::Timer(node, process, timer));
+                    self.queue.put_off(wake, Event::Timer(node, process, timer));
                 } else if self.process_of(node) == Some(process) {
                     self.timer(node, process, timer)?;
                 }
@@ -414,43 +206,6 @@ impl World<'_> {
         }
     }
 
-    fn arrive(
-        &mut self,
-        from: Node,
-        to: Node,
-        process: Process,
-        incarnation: u32,
-        message: Message,
-    ) -> Result<(), Violation> {
-        let held_until = if to < GATEWAY {
-            self.asleep_until[to].max(self.cut_until[from][to])
-        } else {
-            self.cut_until[from][to]
-        };
-        if self.now < held_until {
-            let arrive = Event::Arrive {
-                from,
-                to,
-                process,
-                incarnation,
-                message,
-            };
-            self.at(held_until, arrive);
-            return Ok(());
-        }
-        if to == GATEWAY {
-            return self.gateway_receives(from, process, incarnation, message);
-        }
-        if self.process_of(to) != Some(process) {
-            return Ok(());
-        }
-        match self.hosts[to] {
-            Host::Source(_) => self.source_receives(to, message),
-            Host::Standby(_) => self.standby_receives(to, message),
-            Host::Down => Ok(()),
-        }
-    }
-
     /// Whether a mistake is made.
     pub fn makes(&self, planted: Planted) -> bool {
         self.planted == Some(planted)
@@ -458,34 +213,12 @@ impl World<'_> {
 
     /// Something happens at a time.
     pub fn at(&mut self, at: Micros, event: Event) {
-        self.next_event += 1;
-        self.queue
-            .insert((at.max(self.now), self.next_event), event);
+        self.queue.add(at.max(self.now), event);
     }
 
     /// A process does something after a while.
     pub fn later(&mut self, node: Node, process: Process, after: Micros, timer: Timer) {
         self.at(self.now + after, Event::Timer(node, process, timer));
-    }
-
-    /// Sends something to `process` on `to`; to the gateway: of that process.
-    pub fn send(&mut self, from: Node, to: Node, process: Process, message: Message) {
-        let slow = self.random.random_ratio(1, 50);
-        let delay = self
-            .random
-            .random_range(if slow { 1_000..15_000 } else { 20..600 });
-        let order = &mut self.order[from][to];
-        *order = (self.now + delay).max(*order + 1);
-        let at = *order;
-        let incarnation = self.incarnation;
-        let arrive = Event::Arrive {
-            from,
-            to,
-            process,
-            incarnation,
-            message,
-        };
-        self.at(at, arrive);
     }
 
     /// A number that was never given out.
@@ -504,41 +237,6 @@ impl World<'_> {
     pub fn fresh_link(&mut self) -> u32 {
         self.next_link += 1;
         self.next_link
-    }
-
-    /// The process on a host.
-    pub fn process_of(&self, node: Node) -> Option<Process> {
-        match self.hosts.get(node)? {
-            Host::Down => None,
-            Host::Source(source) => Some(source.process),
-            Host::Standby(standby) => Some(standby.process),
-        }
-    }
-
-    /// Whether a host is stopped for a while.
-    pub fn is_asleep(&self, node: Node) -> bool {
-        self.now < self.asleep_until[node]
-    }
-
-    /// The source on a host.
-    pub fn source(&mut self, node: Node) -> Option<&mut Source> {
-        match self.hosts.get_mut(node)? {
-            Host::Source(source) => Some(source),
-            _ => None,
-        }
-    }
-
-    /// The standby on a host.
-    pub fn standby(&mut self, node: Node) -> Option<&mut Standby> {
-        match self.hosts.get_mut(node)? {
-            Host::Standby(standby) => Some(standby),
-            _ => None,
-        }
-    }
-
-    /// The session of the standby on a host.
-    pub fn session(&mut self, node: Node) -> Option<&mut Session> {
-        self.standby(node)?.session.as_mut()
     }
 
     /// The gateway's turns come when they are due.
@@ -562,12 +260,8 @@ impl World<'_> {
         self.calm = true;
         self.storage.disk.heal();
         self.storage.disk.die_after(None);
-        (self.lose_answer, self.repeat_request, self.damage) = (false, false, false);
-        self.cut_until = [[0; 3]; 3];
-        self.asleep_until = [
-            self.asleep_until[0].min(self.now),
-            self.asleep_until[1].min(self.now),
-        ];
+        (self.lose_answer, self.repeat, self.damage) = (false, None, false);
+        self.wake_all();
         for node in [A, B] {
             if let Some(source) = self.source(node) {
                 source.progress = 0;

@@ -3,7 +3,7 @@
 use epoch_log::{Holder, Mode};
 
 use super::words::{Effect, LogOp, LogOutcome};
-use super::{Barriers, MAX_FENCED, NoMemory, Pending, Phase, Purpose};
+use super::{Barriers, MAX_FENCED, NoMemory, Pending, Phase, Protection, Purpose};
 
 impl Barriers {
     /// Makes `ops` outstanding; what they are for happens when they are durable. The gate may close meanwhile.
@@ -94,6 +94,7 @@ impl Barriers {
     ) {
         self.sealed = self.committed;
         self.first_held = None;
+        self.over = Protection::default();
         self.phase = Phase::Reserved;
         if let Some(previous) = previous.filter(|previous| Some(previous) != self.owner.as_ref()) {
             self.fenced.push_back(previous);
@@ -128,7 +129,12 @@ impl Barriers {
                 }
                 Mode::Sync => self.sync_phase(),
             },
-            Purpose::StartDraining { release } => {
+            Purpose::StartDraining {
+                release,
+                protection,
+            } => {
+                // Not before: if the log is full, it is asked again.
+                self.give_up(*protection);
                 self.phase = Phase::Draining { release: *release };
                 self.sealed = self.sealed.next();
                 effects.extend([Effect::Gate(self.gate()), Effect::Seal(self.sealed)]);

@@ -20,6 +20,10 @@
 //! earlier epochs is void, yet a restart fences the owner. After a takeover the log says "async, the holder is the owner"
 //! until the new owner's first write: until then disk E is untouched, so a takeover whose answer was lost can simply be
 //! asked for again, even across a restart.
+//!
+//! Requests may come twice, and late. Commits are called by their epoch, takeovers by who asks; seals and drains, which an owner makes
+//! again and again in one generation, by their [`Protection`]: a seal that comes after the drain that gave it up, or a drain that comes
+//! after the owner has begun anew, is refused. That is not remembered over a restart: what was sent to a process dies with it.
 
 use std::collections::VecDeque;
 
@@ -32,7 +36,9 @@ mod words;
 use epoch_log::{Epoch, Generation, Holder, LogState, Mode};
 
 use super::refusal::Refusal;
-pub use words::{Admission, Effect, FlushRule, Gate, Input, LogOp, LogOutcome};
+pub use words::{
+    Admission, Effect, FlushRule, Gate, Input, LogOp, LogOutcome, Protection, SealNumber,
+};
 
 /// Most epochs that are sealed and not committed: far more than a pipeline needs, so only a runaway caller meets it.
 pub const MAX_SEALED: u64 = 1024;
@@ -87,7 +93,10 @@ enum Purpose {
     Release,
     Restart,
     Switch,
-    StartDraining { release: bool },
+    StartDraining {
+        release: bool,
+        protection: Option<Protection>,
+    },
     Settle,
 }
 
@@ -129,6 +138,8 @@ pub struct Barriers {
     sealed: Epoch,
     /// The epoch whose commit says that what went through before it is in the images.
     first_held: Option<Epoch>,
+    /// The owner's protections up to this one are over: drained, or followed by a later one.
+    over: Protection,
     phase: Phase,
     no_memory: NoMemory,
     /// The group commits by itself when it has no source (the configuration's async mode).
@@ -205,6 +216,7 @@ impl Barriers {
             applied: state.applied,
             sealed: state.committed,
             first_held: None,
+            over: Protection::default(),
             phase: Phase::Reserved,
             no_memory,
             self_commit,
@@ -313,7 +325,7 @@ impl Barriers {
         }
         match input {
             Input::Seal { generation } => self.seal(generation),
-            Input::SealAs { generation, epoch } => self.seal_as(generation, epoch),
+            Input::SealAs { generation, number } => self.seal_as(generation, number),
             Input::SelfSeal => self.self_seal(),
             Input::Park { standby } => self.park(standby),
             Input::Applied { epoch } => Ok(self.applied_to(epoch)),
@@ -331,8 +343,11 @@ impl Barriers {
                 epoch,
                 standby,
             } => self.commit(generation, epoch, standby),
-            Input::DrainToSync { generation } => self.drain(generation, false),
-            Input::Detach { generation } => self.drain(generation, true),
+            Input::DrainToSync {
+                generation,
+                protection,
+            } => self.drain(generation, protection, false),
+            Input::Detach { generation } => self.drain(generation, None, true),
             Input::Takeover { standby } => self.takeover(standby),
             Input::Abort { generation } => self.abort(generation),
             Input::LogDone { .. } => Ok(Vec::new()),
@@ -379,6 +394,22 @@ impl Barriers {
         } else {
             Err(Refusal::NoOwner)
         }
+    }
+
+    /// Whether a request that belongs to `protection` comes too late.
+    fn check_not_over(&self, protection: Option<Protection>) -> Result<(), Refusal> {
+        match protection {
+            Some(given) if given <= self.over => Err(Refusal::Overtaken {
+                given,
+                over: self.over,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// `protection` and all before it are over.
+    fn give_up(&mut self, protection: Option<Protection>) {
+        self.over = self.over.max(protection.unwrap_or_default());
     }
 
     fn is_fenced(&self, id: &str) -> bool {

@@ -3,7 +3,7 @@
 
 use epoch_log::{Epoch, Generation, Mode};
 
-use super::words::{Effect, LogOp};
+use super::words::{Effect, LogOp, Protection, SealNumber};
 use super::{Barriers, MAX_PARKED, MAX_SEALED, NoMemory, Phase, Purpose, Refusal, check_id};
 
 impl Barriers {
@@ -80,18 +80,23 @@ impl Barriers {
     pub(super) fn seal_as(
         &mut self,
         generation: Generation,
-        epoch: Epoch,
+        number: SealNumber,
     ) -> Result<Vec<Effect>, Refusal> {
         self.check_owner(generation)?;
+        let SealNumber { epoch, protection } = number;
+        self.check_not_over(protection)?;
         let again = epoch == self.sealed && epoch > self.committed;
-        if again && self.phase == Phase::Held {
+        if again && matches!(self.phase, Phase::Held | Phase::Switching) {
             return Ok(Vec::new());
         }
         let next = self.sealed.next();
         if epoch != next {
             return Err(Refusal::OutOfOrder { epoch, next });
         }
-        self.seal(generation)
+        let effects = self.seal(generation)?;
+        // Who begins anew has nothing more to ask of the protections before.
+        self.give_up(protection.map(|Protection(count)| Protection(count.saturating_sub(1))));
+        Ok(effects)
     }
 
     pub(super) fn self_seal(&mut self) -> Result<Vec<Effect>, Refusal> {
@@ -160,19 +165,25 @@ impl Barriers {
     pub(super) fn drain(
         &mut self,
         generation: Generation,
+        protection: Option<Protection>,
         release: bool,
     ) -> Result<Vec<Effect>, Refusal> {
         self.check_owner(generation)?;
         match self.phase {
             Phase::Held | Phase::Switching => {
+                self.check_not_over(protection)?;
                 let ops = self.mode_op(Mode::Async { holder: None });
                 Ok(self.begin(
-                    Purpose::StartDraining { release },
+                    Purpose::StartDraining {
+                        release,
+                        protection,
+                    },
                     ops.into_iter().collect(),
                 ))
             }
             Phase::Reserved => Err(Refusal::Reserved),
             Phase::Draining { release: before } => {
+                self.give_up(protection);
                 self.phase = Phase::Draining {
                     release: before || release,
                 };
@@ -182,7 +193,11 @@ impl Barriers {
                 self.phase = Phase::Draining { release };
                 Ok(vec![Effect::Gate(self.gate())])
             }
-            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => Ok(Vec::new()),
+            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => {
+                // There is nothing to drain, but the first seal may still come.
+                self.give_up(protection);
+                Ok(Vec::new())
+            }
         }
     }
 

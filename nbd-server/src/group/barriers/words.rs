@@ -1,6 +1,24 @@
 //! The words of the state machine: what goes in, what comes out.
 
 use epoch_log::{Epoch, Generation, Mode};
+use serde::{Deserialize, Serialize};
+
+/// One try of a source at being protected: from the first copy for one standby to the drain that gives it up. The source counts them
+/// within its generation, from 1. What belongs to one that is over is void, however late it comes.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Protection(pub u64);
+
+/// What a seal is called, so that it can be asked again and does nothing when it comes late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SealNumber {
+    /// The number that the epoch has to get: one more than the last.
+    pub epoch: Epoch,
+    /// What it belongs to; none: whatever is at hand.
+    pub protection: Option<Protection>,
+}
 
 /// What happens to a group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,8 +42,8 @@ pub enum Input {
     SealAs {
         /// The owner's generation.
         generation: Generation,
-        /// The number that the epoch has to get.
-        epoch: Epoch,
+        /// The number.
+        number: SealNumber,
     },
     /// A group without a source cuts by itself.
     SelfSeal,
@@ -42,6 +60,8 @@ pub enum Input {
     DrainToSync {
         /// The owner's generation.
         generation: Generation,
+        /// What it gives up; none: whatever is at hand.
+        protection: Option<Protection>,
     },
     /// A standby wants to own the group.
     Takeover {

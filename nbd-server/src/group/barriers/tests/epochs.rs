@@ -112,7 +112,12 @@ fn draining_voids_the_memory_before_it_commits_anything() {
     let mut rig = Rig::protected();
     rig.seal();
     let generation = rig.generation();
-    rig.machine.step(Input::DrainToSync { generation }).unwrap();
+    rig.machine
+        .step(Input::DrainToSync {
+            generation,
+            protection: None,
+        })
+        .unwrap();
     assert_eq!(
         rig.machine.outstanding().unwrap(),
         [LogOp::SetMode(Mode::Async { holder: None })]

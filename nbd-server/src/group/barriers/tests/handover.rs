@@ -28,7 +28,10 @@ fn a_takeover_fences_the_source_and_keeps_the_disk_untouched_until_the_first_wri
             epoch: lost,
             standby: Some("b".into()),
         },
-        Input::DrainToSync { generation: old },
+        Input::DrainToSync {
+            generation: old,
+            protection: None,
+        },
         Input::Abort { generation: old },
         Input::Detach { generation: old },
     ] {
@@ -74,7 +77,11 @@ fn takeovers_that_would_resume_wrong_memory_are_refused_with_the_reason() {
         Err(Refusal::OtherHolder { .. })
     ));
     let generation = rig.generation();
-    rig.ask(Input::DrainToSync { generation }).unwrap();
+    rig.ask(Input::DrainToSync {
+        generation,
+        protection: None,
+    })
+    .unwrap();
     assert_eq!(
         rig.takeover("b"),
         Err(Refusal::MemoryStale { since: Epoch(1) })

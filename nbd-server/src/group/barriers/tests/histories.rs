@@ -84,7 +84,7 @@ proptest! {
                         truth.promised = false;
                     }
                 }
-                Event::Drain => drop(rig.ask(Input::DrainToSync { generation })),
+                Event::Drain => drop(rig.ask(Input::DrainToSync { generation, protection: None })),
                 Event::Takeover(i) => {
                     let id = format!("b{i}");
                     if rig.ask(Input::Takeover { standby: id.clone() }).is_ok() {

@@ -4,6 +4,7 @@
 mod epochs;
 mod handover;
 mod histories;
+mod late;
 
 use epoch_log::{Epoch, Generation, Holder, LogState, Mode};
 
