@@ -80,6 +80,7 @@ pub async fn protect(
             pid: vm.pid(),
             qemu: vm.fingerprint().qemu_version().to_owned(),
             dirty_tracker: tracker.to_string(),
+            device_state: vm.device_state(),
             generation: place.generation,
             ram_bytes: vm.ram().len(),
         },

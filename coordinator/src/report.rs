@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nbd_server::{Epoch, Generation};
+use qemu_glue::DeviceStateKind;
 use serde::{Deserialize, Serialize};
 
 /// The pause of one checkpoint, part by part, in microseconds. Scan, copy, seal and device state overlap, so the parts
@@ -43,6 +44,8 @@ pub enum Report {
         qemu: String,
         /// Which dirty tracker runs: `pagemap` or `hash`.
         dirty_tracker: String,
+        /// How device state is taken: `save` or `migrate`. Single checkpoints may differ.
+        device_state: DeviceStateKind,
         /// Generation of the group.
         generation: Generation,
         /// Size of the guest's RAM in bytes.
@@ -84,6 +87,8 @@ pub enum Report {
         dirty_bytes: u64,
         /// Bytes of device state.
         device_bytes: u64,
+        /// How it was taken.
+        device_state: DeviceStateKind,
         /// Bytes the guest wrote to its disks in this epoch.
         disk_bytes: u64,
         /// Bytes of all its frames, before they are packed.
@@ -289,6 +294,8 @@ pub struct Status {
     pub qemu: Option<String>,
     /// The dirty tracker.
     pub dirty_tracker: Option<String>,
+    /// How the device state of the last checkpoint was taken, or will be.
+    pub device_state: Option<DeviceStateKind>,
     /// Generation of the group.
     pub generation: Option<Generation>,
     /// The other side.
@@ -318,6 +325,7 @@ impl Status {
             qemu_pid: None,
             qemu: None,
             dirty_tracker: None,
+            device_state: None,
             generation: None,
             peer: None,
             committed: None,
@@ -336,6 +344,7 @@ impl Status {
                 pid,
                 qemu,
                 dirty_tracker,
+                device_state,
                 generation,
                 ..
             } => {
@@ -343,6 +352,7 @@ impl Status {
                 self.qemu_pid = Some(*pid);
                 self.qemu = Some(qemu.clone());
                 self.dirty_tracker = Some(dirty_tracker.clone());
+                self.device_state = Some(*device_state);
                 self.generation = Some(*generation);
             }
             Report::SeekingStandby { reason } => self.message = Some(reason.clone()),
@@ -366,10 +376,12 @@ impl Status {
             Report::Captured {
                 pause_us,
                 output_bytes,
+                device_state,
                 ..
             } => {
                 self.output_bytes = *output_bytes;
                 self.in_flight += 1;
+                self.device_state = Some(*device_state);
                 self.pause_us = Some(*pause_us);
             }
             Report::Committed { epoch, .. } => {

@@ -32,7 +32,7 @@ pub async fn save(mut vm: SourceVm, dir: &Path) -> Result<(), Error> {
         path: dir.to_owned(),
         source,
     };
-    std::fs::write(dir.join("device"), devices).map_err(broken)?;
+    std::fs::write(dir.join("device"), devices.into_vec()).map_err(broken)?;
     let file = File::create(dir.join("ram")).map_err(broken)?;
     file.set_len(ram.len()).map_err(broken)?;
     for_chunks(0..ram.len(), |offset, chunk| {

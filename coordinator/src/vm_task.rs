@@ -12,7 +12,7 @@ use nbd_server::Epoch;
 use nbd_server::control::api::{SealNumber, SealReply};
 use nbd_server::control::client::ControlError;
 use nbd_server::failpoint;
-use qemu_glue::{BaseCursor, Cut, OutputGate, PageSet, SourceVm, VmEvent};
+use qemu_glue::{BaseCursor, Cut, DeviceStateKind, OutputGate, PageSet, SourceVm, VmEvent};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::channel_io::Sender;
@@ -90,6 +90,8 @@ pub(crate) struct Captured {
     pub dirty_bytes: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
+    /// How it was taken.
+    pub device_state: DeviceStateKind,
     /// Bytes that the guest wrote to its disks.
     pub disk_bytes: u64,
 }
@@ -314,7 +316,9 @@ async fn try_capture(
     failpoint::hit(failpoints::AFTER_RESUME);
     let total = began.elapsed();
     let sealed = sealed.map_err(CaptureError::Seal)?;
-    let device_state = saved.map_err(CaptureError::Vm)?;
+    let saved = saved.map_err(CaptureError::Vm)?;
+    let kind = saved.kind();
+    let device_state = saved.into_vec();
     let device_bytes = device_state.len() as u64;
     let frames = checkpoint::frames(
         place.stamp(),
@@ -331,6 +335,7 @@ async fn try_capture(
         dirty_bytes: pages.data.len() as u64,
         device_bytes,
         output,
+        device_state: kind,
         pause: Pause {
             stop: parts.stop,
             seal: micros(seal),

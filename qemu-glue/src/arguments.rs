@@ -7,11 +7,15 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::description::{Accelerator, DiskAttachment, NbdServer, Role, VmDescription};
+use crate::device_state::add_fd;
 use crate::dirty_pages::TrackerChoice;
 
 /// How long QEMU holds the guest's disk requests while it tries to reconnect to a lost NBD server, in seconds. Then they
 /// fail and the guest is stopped.
 pub(crate) const RECONNECT_DELAY_SECONDS: u32 = 30;
+
+/// QEMU's name for the guest's memory.
+pub(crate) const RAM_BACKEND: &str = "epochgate-ram";
 
 /// Options that this crate sets, each with the key of the description to use instead.
 const OWN_OPTIONS: &[(&str, &str)] = &[
@@ -56,6 +60,8 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) host: &'a str,
     /// The inherited end of the QMP socket.
     pub(crate) qmp_fd: RawFd,
+    /// The inherited end of the file for device state, if there is one.
+    pub(crate) save_fd: Option<RawFd>,
     pub(crate) incoming: bool,
 }
 
@@ -70,7 +76,7 @@ impl CommandLine<'_> {
         option(
             "-machine",
             format!(
-                "{},memory-backend=epochgate-ram,suppress-vmdesc=on",
+                "{},memory-backend={RAM_BACKEND},suppress-vmdesc=on",
                 d.machine
             )
             .into(),
@@ -78,7 +84,7 @@ impl CommandLine<'_> {
         option("-m", format!("{}M", d.memory_mib).into());
         option("-smp", d.cpus.to_string().into());
         let ram = json!({
-            "qom-type": "memory-backend-file", "id": "epochgate-ram", "size": d.memory_bytes(),
+            "qom-type": "memory-backend-file", "id": RAM_BACKEND, "size": d.memory_bytes(),
             "mem-path": self.ram.to_string_lossy(), "share": true,
         });
         option("-object", ram.to_string().into());
@@ -90,6 +96,9 @@ impl CommandLine<'_> {
             format!("socket,id=epochgate-qmp,fd={}", self.qmp_fd).into(),
         );
         option("-mon", "chardev=epochgate-qmp,mode=control".into());
+        if let Some(fd) = self.save_fd {
+            option("-add-fd", add_fd(fd).into());
+        }
         if self.incoming {
             option("-incoming", "defer".into());
         }
@@ -200,6 +209,12 @@ pub(crate) fn check_extra(description: &VmDescription) -> Result<(), String> {
 pub(crate) fn second_process(args: &[String]) -> Option<&String> {
     args.iter()
         .find(|a| a.contains("vhost-user") || a.contains("virtiofsd"))
+}
+
+/// The argument by which the guest itself can make QEMU unable to migrate, for as long as it likes: it mounts a 9p share.
+pub(crate) fn blocks_migration(args: &[String]) -> Option<&String> {
+    args.iter()
+        .find(|a| a.contains("virtfs") || a.contains("virtio-9p"))
 }
 
 /// The argument that gives the guest a disk of its own to write to. Flash (the firmware's variables) may be: its content

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device_state::DeviceStateChoice;
 use crate::dirty_pages::TrackerChoice;
 use crate::error::{Error, Result};
 
@@ -197,6 +198,9 @@ pub struct VmDescription {
     /// How dirty pages are found.
     #[serde(default)]
     pub dirty_tracker: TrackerChoice,
+    /// How the device state is taken. Source and standby need not agree.
+    #[serde(default)]
+    pub device_state: DeviceStateChoice,
     /// Directory of the RAM file: a tmpfs or hugetlbfs with room for the guest's memory.
     #[serde(default = "default_ram_dir")]
     pub ram_dir: PathBuf,
@@ -234,6 +238,7 @@ impl VmDescription {
             firmware: None,
             extra_args: Vec::new(),
             dirty_tracker: TrackerChoice::default(),
+            device_state: DeviceStateChoice::default(),
             ram_dir: default_ram_dir(),
         }
     }

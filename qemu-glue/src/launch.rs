@@ -18,8 +18,9 @@ use qapi::qmp;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::accelerator;
-use crate::arguments::{CommandLine, second_process};
+use crate::arguments::{CommandLine, blocks_migration, second_process};
 use crate::description::{DiskAttachment, Role, RuntimePlace, VmDescription};
+use crate::device_state::{DeviceStateChoice, NotSaved, SaveFile};
 use crate::dirty_pages::{DirtyTracker, TrackerChoice, TrackerKind};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -63,6 +64,9 @@ pub(crate) struct Launched {
     sockets: PathBuf,
     tracker_choice: TrackerChoice,
     second_process: Option<String>,
+    device_state_choice: DeviceStateChoice,
+    /// QEMU holds its other end; taken by the first device state.
+    save_file: Mutex<Result<SaveFile, NotSaved>>,
     /// What the shim sent; taken by the first tracker.
     uffd: Mutex<Result<OwnedFd, String>>,
 }
@@ -91,6 +95,14 @@ impl Launched {
             UnixStream::pair().map_err(Error::file("make sockets for QEMU in", &place.runtime_dir))
         };
         let ((qmp_socket, qmp_child), (shim_socket, shim_child)) = (pair()?, pair()?);
+        let save_file = make_save_file(description);
+        let save_child = match &save_file {
+            Ok(file) => Some(
+                file.for_qemu()
+                    .map_err(Error::file("hand a file to QEMU in", &place.runtime_dir))?,
+            ),
+            Err(_) => None,
+        };
         let arguments = CommandLine {
             description,
             role: place.role,
@@ -100,6 +112,7 @@ impl Launched {
             runtime_dir: &place.runtime_dir,
             host: &place.host,
             qmp_fd: qmp_child.as_raw_fd(),
+            save_fd: save_child.as_ref().map(AsRawFd::as_raw_fd),
             incoming: start == Start::Incoming,
         };
         let mut command = Command::new(&description.qemu);
@@ -113,7 +126,9 @@ impl Launched {
             .env("LD_PRELOAD", shim.preload())
             .env("EPOCHGATE_UFFD_FD", shim_child.as_raw_fd().to_string());
         tracing::debug!(?command, "starting QEMU");
-        let spawned = spawn_bound(command, vec![qmp_child.into(), shim_child.into()]);
+        let inherited = [qmp_child.into(), shim_child.into()];
+        let inherited = inherited.into_iter().chain(save_child).collect();
+        let spawned = spawn_bound(command, inherited);
         let process = Process::watch(spawned.map_err(|source| Error::Spawn {
             program: description.qemu.clone(),
             source,
@@ -140,6 +155,8 @@ impl Launched {
             sockets,
             tracker_choice: description.dirty_tracker,
             second_process: second_process(&description.extra_args).cloned(),
+            device_state_choice: description.device_state,
+            save_file: Mutex::new(save_file),
             uffd: Mutex::new(receive_uffd(&shim_socket)),
         })
     }
@@ -215,6 +232,20 @@ impl Launched {
             "dirty pages are found by hashing all memory: pauses are longer"
         );
         Ok(hash())
+    }
+
+    /// How the device state is to be taken.
+    pub(crate) fn device_state_choice(&self) -> DeviceStateChoice {
+        self.device_state_choice
+    }
+
+    /// The file into which QEMU can save its devices, or why it can't. To be taken once.
+    pub(crate) fn take_save_file(&self) -> Result<SaveFile, NotSaved> {
+        let mut slot = self
+            .save_file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *slot, Err(NotSaved::Taken))
     }
 
     fn pagemap_tracker(&self) -> Result<PagemapTracker> {
@@ -343,6 +374,19 @@ fn keep_last_lines(pipe: Option<ChildStderr>, pid: u32, kept: &Mutex<VecDeque<St
             kept.pop_front();
         }
         kept.push_back(line);
+    }
+}
+
+/// The file into which QEMU is to save its devices.
+fn make_save_file(description: &VmDescription) -> Result<SaveFile, NotSaved> {
+    if description.device_state == DeviceStateChoice::Migrate {
+        return Err(NotSaved::NotWanted);
+    }
+    match blocks_migration(&description.extra_args) {
+        Some(argument) => Err(NotSaved::Blockable {
+            argument: argument.clone(),
+        }),
+        None => SaveFile::create().map_err(NotSaved::File),
     }
 }
 

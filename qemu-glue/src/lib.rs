@@ -31,6 +31,7 @@ mod sys;
 mod tracker_thread;
 
 pub use description::{Accelerator, DiskAttachment, NbdServer, Role, RuntimePlace, VmDescription};
+pub use device_state::{DeviceStateChoice, DeviceStateKind, DeviceStream};
 pub use dirty_pages::{DirtyTracker, TrackerChoice, TrackerKind};
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;

@@ -80,6 +80,10 @@ struct Shared {
     migration: watch::Sender<Option<MigrationStatus>>,
     /// Why the guest ended, once it has.
     guest_end: Mutex<Option<String>>,
+    /// How often the guest was stopped, counted by events.
+    stops: AtomicU64,
+    /// How often it was reset.
+    resets: AtomicU64,
     events: broadcast::Sender<VmEvent>,
 }
 
@@ -128,6 +132,8 @@ impl Qmp {
             waiting: Mutex::new(Some(HashMap::new())),
             migration: watch::Sender::new(None),
             guest_end: Mutex::new(None),
+            stops: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
             events: broadcast::Sender::new(EVENT_BACKLOG),
         });
         let reader = tokio::spawn(read_all(lines, Arc::clone(&shared)));
@@ -235,6 +241,16 @@ impl Qmp {
             .clone()
     }
 
+    /// How often the guest was stopped. QEMU tells before it answers to `stop`, and only if the guest was running.
+    pub(crate) fn stops(&self) -> u64 {
+        self.shared.stops.load(Ordering::Acquire)
+    }
+
+    /// How often the guest was reset. QEMU tells before it answers to any command that came after the reset.
+    pub(crate) fn resets(&self) -> u64 {
+        self.shared.resets.load(Ordering::Acquire)
+    }
+
     fn is_closed(&self) -> bool {
         self.shared.lock_waiting().is_none()
     }
@@ -322,6 +338,12 @@ impl Shared {
                     match &event {
                         VmEvent::Migration(status) => {
                             self.migration.send_replace(Some(*status));
+                        }
+                        VmEvent::Stopped => {
+                            self.stops.fetch_add(1, Ordering::Release);
+                        }
+                        VmEvent::Reset { .. } => {
+                            self.resets.fetch_add(1, Ordering::Release);
                         }
                         VmEvent::Shutdown { reason, .. } => {
                             *self

@@ -8,7 +8,7 @@ use qapi::qmp::RunState;
 use tokio::sync::broadcast;
 
 use crate::description::{DiskAttachment, Role, RuntimePlace, VmDescription};
-use crate::device_state::{DeviceState, MigrateStream};
+use crate::device_state::{DeviceState, DeviceStateKind, DeviceStream, SaveStream};
 use crate::dirty_pages::TrackerKind;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -24,10 +24,10 @@ use crate::tracker_thread::{BaseCursor, ScanTimes, TrackerThread};
 #[derive(Debug)]
 pub struct SourceVm {
     launched: Launched,
-    device_state: MigrateStream,
+    device_state: SaveStream,
     tracker: Option<TrackerThread>,
     /// A save that was begun but not finished: its [`Stopped`] was dropped.
-    begun: Option<<MigrateStream as DeviceState>::Begun>,
+    begun: Option<<SaveStream as DeviceState>::Begun>,
 }
 
 /// A stopped VM in the middle of a checkpoint. When this is dropped without [`Stopped::resume`], the VM stays stopped;
@@ -54,12 +54,14 @@ impl SourceVm {
         let ram = GuestRam::create(&description.ram_dir, &description.name, place.role, bytes)?;
         let launched =
             Launched::start(description, place, disks, Arc::new(ram), Start::Paused).await?;
-        Self::from_launched(launched).await
+        let mut vm = Self::from_launched(launched).await?;
+        let learned = vm.device_state.learn(vm.launched.qmp()).await;
+        vm.launched.explained(learned).await?;
+        Ok(vm)
     }
 
     pub(crate) async fn from_launched(launched: Launched) -> Result<Self> {
-        let path = launched.socket_path("device");
-        let prepared = MigrateStream::prepare(launched.qmp(), &path).await;
+        let prepared = SaveStream::prepare(&launched).await;
         let device_state = launched.explained(prepared).await?;
         Ok(SourceVm {
             launched,
@@ -190,6 +192,12 @@ impl SourceVm {
         Ok(kind)
     }
 
+    /// How the device state of checkpoints is taken. Of a VM that was taken over it is known for certain only after its first
+    /// checkpoint: it can become [`DeviceStateKind::Migrate`], and never goes back from there.
+    pub fn device_state(&self) -> DeviceStateKind {
+        self.device_state.kind()
+    }
+
     /// The tracker in use; None before [`SourceVm::start_tracking`].
     pub fn tracker(&self) -> Option<TrackerKind> {
         self.tracker.as_ref().map(TrackerThread::kind)
@@ -239,7 +247,7 @@ impl SourceVm {
         })
     }
 
-    /// `stop` and `migrate` in one write; returns with the answer to `stop`.
+    /// `stop` and the save of the devices in one write; returns with the answer to `stop`.
     async fn send_stop(&mut self) -> Result<()> {
         let qmp = self.launched.qmp();
         let mut batch = Batch::default();
@@ -273,12 +281,12 @@ impl Stopped<'_> {
     ///
     /// # Errors
     /// QEMU is gone or can't save a device; the tracker failed.
-    pub async fn save(&mut self, pages: &mut PageSet) -> Result<Vec<u8>> {
+    pub async fn save(&mut self, pages: &mut PageSet) -> Result<DeviceStream> {
         let saved = self.save_parts(pages).await;
         self.vm.launched.explained(saved).await
     }
 
-    async fn save_parts(&mut self, pages: &mut PageSet) -> Result<Vec<u8>> {
+    async fn save_parts(&mut self, pages: &mut PageSet) -> Result<DeviceStream> {
         pages.clear();
         let SourceVm {
             launched,

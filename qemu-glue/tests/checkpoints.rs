@@ -50,7 +50,7 @@ async fn protect(vm: &mut SourceVm, shadow: &GuestRam, epochs: usize) -> (Vec<u8
     let state = stopped.save(&mut pages).await.unwrap();
     let parts = stopped.resume().await.unwrap();
     shadow.write_pages(&pages).unwrap();
-    (state, parts)
+    (state.into_vec(), parts)
 }
 
 async fn fail_over(name: &str, choice: TrackerChoice, kind: TrackerKind) {
@@ -129,7 +129,7 @@ async fn a_checkpoint_that_is_given_up_loses_no_pages() {
         shadow.write_pages(&pages).unwrap();
     }
     let mut stopped = vm.stop().await.unwrap();
-    let state = stopped.save(&mut pages).await.unwrap();
+    let state = stopped.save(&mut pages).await.unwrap().into_vec();
     assert!(matches!(
         stopped.save(&mut PageSet::default()).await,
         Err(Error::DeviceState { .. })

@@ -133,6 +133,7 @@ impl SourceLoop {
             output,
             dirty_bytes,
             device_bytes,
+            device_state,
             disk_bytes,
         } = captured;
         let epoch = shipment.epoch;
@@ -143,6 +144,7 @@ impl SourceLoop {
                 pause_us: pause,
                 dirty_bytes,
                 device_bytes,
+                device_state,
                 disk_bytes,
                 wire_bytes: shipment.frames.iter().map(Frame::wire_len).sum(),
                 output_packets: output.map_or(0, Cut::packets),

@@ -106,6 +106,7 @@ fn summary(outcome: &Outcome, seen: &Seen) -> serde_json::Value {
         "resumed_epoch": outcome.resumed_epoch,
         "qemu": seen.qemu,
         "dirty_tracker": seen.dirty_tracker,
+        "device_state": seen.device_state,
     })
 }
 
@@ -157,10 +158,11 @@ impl Stage {
                 pid,
                 qemu,
                 dirty_tracker,
+                device_state,
                 generation,
                 ..
             } => self.say(&format!(
-                "QEMU {qemu} runs (pid {pid}), generation {generation}, dirty pages by {dirty_tracker}; sync mode: not protected yet"
+                "QEMU {qemu} runs (pid {pid}), generation {generation}, dirty pages by {dirty_tracker}, device state by {device_state}; sync mode: not protected yet"
             )),
             Report::StandbyJoined { standby } => {
                 self.say(&format!("standby {standby} is ready, its own QEMU waits; first copy of the memory"));

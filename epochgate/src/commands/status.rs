@@ -159,6 +159,9 @@ fn print_role(status: &Status) {
     if let Some(tracker) = &status.dirty_tracker {
         print!(", dirty pages by {tracker}");
     }
+    if let Some(kind) = status.device_state {
+        print!(", device state by {kind}");
+    }
     println!();
     if let Some(message) = &status.message {
         println!("          {message}");

@@ -1,6 +1,7 @@
 //! What the events of a site have told so far.
 
 use coordinator::report::{Report, Stamped};
+use qemu_glue::DeviceStateKind;
 
 /// What is in the events so far, kept by [`Site`](super::Site) while it waits.
 #[derive(Debug, Default, Clone)]
@@ -11,6 +12,10 @@ pub(crate) struct Seen {
     pub qemu: String,
     /// The dirty tracker that runs.
     pub dirty_tracker: String,
+    /// How device state is taken.
+    pub device_state: Option<DeviceStateKind>,
+    /// Bytes of device state per checkpoint.
+    pub device_bytes: Vec<u64>,
     /// Pauses in microseconds, since [`Site::measure_from_now`](super::Site::measure_from_now).
     pub pauses: Vec<coordinator::report::Pause>,
     /// Bytes on the wire per checkpoint.
@@ -37,13 +42,24 @@ impl Seen {
                 pid,
                 qemu,
                 dirty_tracker,
+                device_state,
                 ..
             } => {
                 self.source_qemu = i32::try_from(*pid).ok();
                 self.qemu.clone_from(qemu);
                 self.dirty_tracker.clone_from(dirty_tracker);
+                self.device_state = Some(*device_state);
             }
-            Report::Captured { pause_us, .. } => self.pauses.push(*pause_us),
+            Report::Captured {
+                pause_us,
+                device_bytes,
+                device_state,
+                ..
+            } => {
+                self.device_state = Some(*device_state);
+                self.device_bytes.push(*device_bytes);
+                self.pauses.push(*pause_us);
+            }
             Report::Packed { wire_bytes, .. } => self.wire_bytes.push(*wire_bytes),
             Report::Committed {
                 epoch,

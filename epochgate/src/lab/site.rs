@@ -431,6 +431,7 @@ impl Site {
     pub(crate) fn measure_from_now(&mut self) {
         self.seen.pauses.clear();
         self.seen.wire_bytes.clear();
+        self.seen.device_bytes.clear();
         self.seen.commit1.clear();
         self.seen.commit2.clear();
     }

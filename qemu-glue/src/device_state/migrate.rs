@@ -1,10 +1,6 @@
-//! Takes the device state of a stopped VM: all of it but the guest's RAM, as one opaque stream that a standby QEMU loads.
-//!
-//! The interface has one implementation, [`MigrateStream`]: QMP `migrate` with `x-ignore-shared`, which leaves the shared
-//! RAM file out. Any `-incoming` loads it.
+//! Device state by QMP `migrate`, from one unix socket of ours after the other.
 
 use std::fs;
-use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,34 +9,12 @@ use qapi::qmp;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 
+use super::{DeviceState, DeviceStream, STREAM_LIMIT, set_capabilities, unix_uri};
 use crate::error::{Error, Result};
 use crate::qmp::{Batch, Qmp, Reply};
 
-/// Refuses a stream beyond this: device state is well below 1 MiB, unless RAM of a device (VGA memory) travels along.
-const STREAM_LIMIT: u64 = 1 << 30;
-
 /// First size of the buffer for a stream.
 const STREAM_USUAL: usize = 512 << 10;
-
-/// A way to take the device state.
-pub(crate) trait DeviceState {
-    /// A save that was put into a batch of commands.
-    type Begun: Send;
-
-    /// Adds the save to `batch`, right behind the `stop`.
-    fn begin(&mut self, qmp: &Qmp, batch: &mut Batch) -> Result<Self::Begun>;
-
-    /// Waits for the end of the save and returns the stream. The VM can be resumed after this, also if it fails; if the
-    /// future is dropped, only after [`DeviceState::abandon`].
-    fn finish(
-        &mut self,
-        qmp: &Qmp,
-        begun: &mut Self::Begun,
-    ) -> impl Future<Output = Result<Vec<u8>>> + Send;
-
-    /// Ends a save that nobody waits for any more.
-    fn abandon(&mut self, qmp: &Qmp, begun: Self::Begun) -> impl Future<Output = ()> + Send;
-}
 
 /// Device state by QMP `migrate` to a unix socket of ours.
 #[derive(Debug)]
@@ -108,7 +82,7 @@ impl DeviceState for MigrateStream {
         .map(Some)
     }
 
-    async fn finish(&mut self, qmp: &Qmp, begun: &mut Self::Begun) -> Result<Vec<u8>> {
+    async fn finish(&mut self, qmp: &Qmp, begun: &mut Self::Begun) -> Result<DeviceStream> {
         answered(begun).await?;
         self.stale = true;
         let received = receive(&self.listener, self.usual);
@@ -128,7 +102,7 @@ impl DeviceState for MigrateStream {
         };
         self.stale = false;
         self.usual = self.usual.max(stream.len().next_multiple_of(4096));
-        Ok(stream)
+        Ok(DeviceStream::whole(stream))
     }
 
     async fn abandon(&mut self, qmp: &Qmp, mut begun: Self::Begun) {
@@ -176,35 +150,6 @@ async fn answered(begun: &mut Option<Reply<qmp::migrate>>) -> Result<()> {
         answer?;
     }
     Ok(())
-}
-
-/// Leaves shared RAM out of migration streams and makes QEMU report their states.
-pub(crate) async fn set_capabilities(qmp: &Qmp) -> Result<()> {
-    let on = |capability| qmp::MigrationCapabilityStatus {
-        capability,
-        state: true,
-    };
-    let capabilities = vec![
-        on(qmp::MigrationCapability::x_ignore_shared),
-        on(qmp::MigrationCapability::events),
-    ];
-    qmp.execute(&qmp::migrate_set_capabilities { capabilities })
-        .await
-        .map(drop)
-}
-
-/// A migration URI for a unix socket.
-pub(crate) fn unix_uri(path: &Path) -> Result<String> {
-    let text = path
-        .to_str()
-        .filter(|p| !p.contains(','))
-        .ok_or_else(|| Error::DeviceState {
-            problem: format!(
-                "runtime_dir {} must be plain text without a comma",
-                path.display()
-            ),
-        })?;
-    Ok(format!("unix:{text}"))
 }
 
 pub(crate) fn bind_private(path: &Path) -> io::Result<UnixListener> {

@@ -1,0 +1,405 @@
+//! Reads the head of a migration stream: all that comes before the first device. Pure, for bytes of any origin: it never
+//! panics, and what it does not know is an error and not a guess.
+//!
+//! A stream that QEMU writes to `migrate` with `x-ignore-shared`, all numbers big-endian, `name` a length byte and so
+//! many characters:
+//!
+//! ```text
+//! ├ "QEVM" ┼ version u32 = 3 ┤
+//! ├ 07 CONFIGURATION ┼ length u32, machine type ┤
+//! ├ 05 SUBSECTION ┼ name "configuration/capabilities" ┼ version u32 ┼ count u32, count × name ┤
+//! ├ 01 START ┼ section u32 ┼ name "ram" ┼ instance u32 = 0 ┼ version u32 = 4 ┼ records ┼ 7e, section u32 ┤
+//! ├ 02 PART ┼ section u32 ┼ records ┼ 7e, section u32 ┤                                        any number of them
+//! ├ 08 COMMAND ┼ kind u16 ┼ length u16, argument ┤                                            QEMU 10: "switchover"
+//! ├ 03 END ┼ section u32 ┼ records ┼ 7e, section u32 ┤
+//! ├ 04 FULL ┼ the first device ...                                                         ← here the head ends
+//! ```
+//!
+//! A record of the RAM section begins with a u64: flags in its lower 12 bits, an address or a size above.
+//!
+//! ```text
+//! ├ size of all blocks | 004 ┼ so many × (name, length u64, guest address u64) ┤     the list of RAM blocks
+//! ├ offset | 008 (| 020) ┼ name, unless 020 ┼ 4096 bytes ┤                           a page; 020: of the block before
+//! ├ offset | 002 (| 020) ┼ name, unless 020 ┼ 00 ┤                                   a page of zeros
+//! ├ 010 ┤                                                                            end of the section's records
+//! ```
+
+use crate::page_set::{PAGE, PAGE_SIZE};
+
+/// Magic and version, at the head of every stream.
+pub(crate) const PREAMBLE: &[u8; 8] = b"QEVM\0\0\0\x03";
+
+/// A head beyond this is refused. The ROMs of a PC are below 1 MiB, each network card brings 256 KiB more.
+const HEAD_LIMIT: usize = 16 << 20;
+
+/// RAM blocks beyond this are refused: a PC has about six, and one more for each device with a ROM.
+const BLOCK_LIMIT: usize = 256;
+
+/// Capabilities beyond this are refused: QEMU knows about 25 in all.
+const CAPABILITY_LIMIT: u32 = 64;
+
+/// The one capability with which the list of blocks has an address per block.
+const IGNORE_SHARED: &str = "x-ignore-shared";
+
+/// First bytes of sections.
+pub(in crate::device_state) mod section {
+    pub(in crate::device_state) const EOF: u8 = 0;
+    pub(super) const START: u8 = 1;
+    pub(super) const PART: u8 = 2;
+    pub(super) const END: u8 = 3;
+    pub(in crate::device_state) const FULL: u8 = 4;
+    pub(super) const SUBSECTION: u8 = 5;
+    pub(super) const CONFIGURATION: u8 = 7;
+    pub(super) const COMMAND: u8 = 8;
+    pub(in crate::device_state) const FOOTER: u8 = 0x7E;
+}
+
+/// Tells a QEMU 10 that the source has stopped; without an argument.
+const COMMAND_SWITCHOVER_START: u16 = 11;
+
+/// Flags of a RAM record.
+mod ram {
+    pub(super) const ZERO: u64 = 0x002;
+    pub(super) const LIST: u64 = 0x004;
+    pub(super) const PAGE: u64 = 0x008;
+    pub(super) const END: u64 = 0x010;
+    pub(super) const CONTINUE: u64 = 0x020;
+    pub(super) const MASK: u64 = 0xFFF;
+}
+
+/// Why a stream was not understood. Offsets are in bytes from its beginning.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeadError {
+    #[error("it ends in the middle, at {at}")]
+    Truncated { at: usize },
+    #[error("its head is longer than {} MiB", HEAD_LIMIT >> 20)]
+    TooLong,
+    #[error("it does not begin as a stream of version 3 does")]
+    Preamble,
+    #[error("an unknown section of type {kind} at {at}")]
+    Section { kind: u8, at: usize },
+    #[error("an unknown {what} \"{name}\"")]
+    Name { what: &'static str, name: String },
+    #[error("a name at {at} is not plain text")]
+    NotText { at: usize },
+    #[error("an unknown command {kind} with {length} bytes at {at}")]
+    Command { kind: u16, length: u16, at: usize },
+    #[error("capabilities {found:?} instead of x-ignore-shared alone")]
+    Capabilities { found: Vec<String> },
+    #[error("an unknown version {version} of section \"{name}\"")]
+    Version { name: &'static str, version: u32 },
+    #[error("sections out of order at {at}")]
+    Order { at: usize },
+    #[error("an unknown RAM record {word:#x} at {at}")]
+    Record { word: u64, at: usize },
+    #[error("a list of RAM blocks that contradicts itself at {at}")]
+    List { at: usize },
+    #[error("a page outside of its RAM block at {at}")]
+    Page { at: usize },
+}
+
+/// A RAM block of the list, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// QEMU's name for it, such as `pc.bios`.
+    pub(crate) name: String,
+    /// Length in bytes.
+    pub(crate) length: u64,
+    /// Pages of it that are in the head, counting repeated ones again.
+    pub(crate) pages: u64,
+    /// Where in the head its guest address is. It only counts for shared memory.
+    address_at: usize,
+}
+
+/// What is in a head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Length in bytes: the first device begins here.
+    pub(crate) length: usize,
+    /// QEMU's machine type with its version, such as `pc-i440fx-7.2`.
+    pub(crate) machine: String,
+    /// All RAM blocks of the machine.
+    pub(crate) blocks: Vec<Block>,
+}
+
+impl Head {
+    /// Whether two heads, of which this is one, say the same but for the addresses of their blocks in the guest. Those of
+    /// ROMs change when a guest moves them, and a standby does not look at them.
+    pub(crate) fn same_content(&self, one: &[u8], other: &[u8]) -> bool {
+        let mut begin = 0;
+        let mut parts = self.blocks.iter().map(|block| {
+            let part = begin..block.address_at;
+            begin = block.address_at + size_of::<u64>();
+            part
+        });
+        let lists = parts.all(|part| one.get(part.clone()) == other.get(part));
+        lists && one.get(begin..) == other.get(begin..)
+    }
+}
+
+/// Reads the head of `stream`, which may go on behind it.
+pub(crate) fn parse(stream: &[u8]) -> Result<Head, HeadError> {
+    let (bytes, cut) = match stream.get(..HEAD_LIMIT) {
+        Some(most) => (most, true),
+        None => (stream, false),
+    };
+    let mut parser = Parser {
+        reader: Reader { bytes, at: 0 },
+        machine: None,
+        capable: false,
+        ram: Ram::Ahead,
+        blocks: Vec::new(),
+    };
+    match parser.head() {
+        Err(HeadError::Truncated { .. }) if cut => Err(HeadError::TooLong),
+        parsed => parsed,
+    }
+}
+
+/// How far the RAM section is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ram {
+    Ahead,
+    Open { id: u32 },
+    Complete,
+}
+
+struct Parser<'a> {
+    reader: Reader<'a>,
+    machine: Option<String>,
+    capable: bool,
+    ram: Ram,
+    blocks: Vec<Block>,
+}
+
+impl Parser<'_> {
+    fn head(&mut self) -> Result<Head, HeadError> {
+        if self.reader.take(PREAMBLE.len())? != PREAMBLE {
+            return Err(HeadError::Preamble);
+        }
+        loop {
+            let at = self.reader.at;
+            let kind = self.reader.u8()?;
+            match (kind, self.ram) {
+                (section::FULL, Ram::Complete) => {
+                    let machine = self.machine.take().ok_or(HeadError::Order { at })?;
+                    return Ok(Head {
+                        length: at,
+                        machine,
+                        blocks: std::mem::take(&mut self.blocks),
+                    });
+                }
+                (section::CONFIGURATION, Ram::Ahead) if self.machine.is_none() => {
+                    let length = self.reader.u32()?;
+                    self.machine = Some(self.reader.text(length as usize)?);
+                }
+                (section::SUBSECTION, Ram::Ahead) if self.machine.is_some() && !self.capable => {
+                    self.capabilities()?;
+                }
+                (section::COMMAND, _) => self.command(at)?,
+                (section::START, Ram::Ahead) if self.capable => self.start()?,
+                (section::PART, Ram::Open { id }) => self.part(id, at)?,
+                (section::END, Ram::Open { id }) => {
+                    self.part(id, at)?;
+                    self.ram = Ram::Complete;
+                }
+                // A device before the end of RAM is one whose state the other way would repeat behind the head.
+                (
+                    section::FULL
+                    | section::CONFIGURATION
+                    | section::SUBSECTION
+                    | section::START
+                    | section::PART
+                    | section::END,
+                    _,
+                ) => return Err(HeadError::Order { at }),
+                (kind, _) => return Err(HeadError::Section { kind, at }),
+            }
+        }
+    }
+
+    fn capabilities(&mut self) -> Result<(), HeadError> {
+        let name = self.reader.name()?;
+        if name != "configuration/capabilities" {
+            let what = "part of the configuration";
+            return Err(HeadError::Name { what, name });
+        }
+        let version = self.reader.u32()?;
+        if version != 1 {
+            let name = "configuration/capabilities";
+            return Err(HeadError::Version { name, version });
+        }
+        let count = self.reader.u32()?;
+        let mut found = Vec::new();
+        for _ in 0..count.min(CAPABILITY_LIMIT) {
+            found.push(self.reader.name()?);
+        }
+        if count != 1 || found.first().map(String::as_str) != Some(IGNORE_SHARED) {
+            return Err(HeadError::Capabilities { found });
+        }
+        self.capable = true;
+        Ok(())
+    }
+
+    fn command(&mut self, at: usize) -> Result<(), HeadError> {
+        let (kind, length) = (self.reader.u16()?, self.reader.u16()?);
+        if (kind, length) == (COMMAND_SWITCHOVER_START, 0) {
+            Ok(())
+        } else {
+            Err(HeadError::Command { kind, length, at })
+        }
+    }
+
+    fn start(&mut self) -> Result<(), HeadError> {
+        let id = self.reader.u32()?;
+        let name = self.reader.name()?;
+        if name != "ram" {
+            let what = "section beside RAM";
+            return Err(HeadError::Name { what, name });
+        }
+        let at = self.reader.at;
+        if self.reader.u32()? != 0 {
+            return Err(HeadError::Order { at });
+        }
+        let version = self.reader.u32()?;
+        if version != 4 {
+            let name = "ram";
+            return Err(HeadError::Version { name, version });
+        }
+        self.ram = Ram::Open { id };
+        self.records()?;
+        self.footer(id)
+    }
+
+    fn part(&mut self, id: u32, at: usize) -> Result<(), HeadError> {
+        if self.reader.u32()? != id {
+            return Err(HeadError::Order { at });
+        }
+        self.records()?;
+        self.footer(id)
+    }
+
+    fn footer(&mut self, id: u32) -> Result<(), HeadError> {
+        let at = self.reader.at;
+        if self.reader.u8()? == section::FOOTER && self.reader.u32()? == id {
+            Ok(())
+        } else {
+            Err(HeadError::Order { at })
+        }
+    }
+
+    /// The records of one RAM section, to their end.
+    fn records(&mut self) -> Result<(), HeadError> {
+        let mut current = None;
+        loop {
+            let at = self.reader.at;
+            let word = self.reader.u64()?;
+            let (value, flags) = (word & !ram::MASK, word & ram::MASK);
+            match flags & !ram::CONTINUE {
+                ram::END if word == ram::END => return Ok(()),
+                ram::LIST if flags == ram::LIST && self.blocks.is_empty() => {
+                    self.list(value, at)?
+                }
+                kind @ (ram::PAGE | ram::ZERO) => {
+                    if flags & ram::CONTINUE == 0 {
+                        let name = self.reader.name()?;
+                        current = self.blocks.iter().position(|block| block.name == name);
+                    }
+                    self.page(current, value, at)?;
+                    match kind {
+                        ram::PAGE => drop(self.reader.take(PAGE)?),
+                        _ if self.reader.u8()? == 0 => {}
+                        _ => return Err(HeadError::Record { word, at }),
+                    }
+                }
+                _ => return Err(HeadError::Record { word, at }),
+            }
+        }
+    }
+
+    fn list(&mut self, total: u64, at: usize) -> Result<(), HeadError> {
+        let wrong = HeadError::List { at };
+        let mut left = total;
+        while left > 0 {
+            let name = self.reader.name()?;
+            let length = self.reader.u64()?;
+            let address_at = self.reader.at;
+            self.reader.take(size_of::<u64>())?;
+            let aligned = length > 0 && length.is_multiple_of(PAGE_SIZE);
+            let known = self.blocks.iter().any(|block| block.name == name);
+            if !aligned || known || self.blocks.len() == BLOCK_LIMIT {
+                return Err(wrong);
+            }
+            left = left.checked_sub(length).ok_or_else(|| wrong.clone())?;
+            self.blocks.push(Block {
+                name,
+                length,
+                pages: 0,
+                address_at,
+            });
+        }
+        Ok(())
+    }
+
+    fn page(&mut self, block: Option<usize>, offset: u64, at: usize) -> Result<(), HeadError> {
+        let block = block.and_then(|index| self.blocks.get_mut(index));
+        // Lengths and offsets are whole pages, so that a page that begins inside also ends there.
+        let inside = block.filter(|block| offset < block.length);
+        inside.ok_or(HeadError::Page { at })?.pages += 1;
+        Ok(())
+    }
+}
+
+/// A position in the stream.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], HeadError> {
+        let end = self.at.checked_add(length);
+        let taken = end.and_then(|end| self.bytes.get(self.at..end));
+        let taken = taken.ok_or(HeadError::Truncated { at: self.at })?;
+        self.at += length;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], HeadError> {
+        let at = self.at;
+        let taken = self.take(N)?;
+        taken.try_into().map_err(|_| HeadError::Truncated { at })
+    }
+
+    fn u8(&mut self) -> Result<u8, HeadError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16, HeadError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, HeadError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, HeadError> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn text(&mut self, length: usize) -> Result<String, HeadError> {
+        let at = self.at;
+        let text = std::str::from_utf8(self.take(length)?);
+        text.map(str::to_owned)
+            .map_err(|_| HeadError::NotText { at })
+    }
+
+    fn name(&mut self) -> Result<String, HeadError> {
+        let length = self.u8()?;
+        self.text(length.into())
+    }
+}
+
+#[cfg(test)]
+#[path = "head_tests.rs"]
+mod tests;
