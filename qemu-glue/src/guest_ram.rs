@@ -113,6 +113,11 @@ impl GuestRam {
         self.file.metadata().map(|m| (m.dev(), m.ino()))
     }
 
+    /// Size in bytes of the pages that the file system gives: more than 4096 on a hugetlbfs.
+    pub(crate) fn block_size(&self) -> io::Result<u64> {
+        self.file.metadata().map(|m| m.blksize())
+    }
+
     /// Copies `out.len()` bytes from `offset` on. A copy of memory that the guest writes meanwhile may be torn.
     ///
     /// # Errors

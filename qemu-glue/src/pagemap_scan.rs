@@ -1,12 +1,15 @@
 //! Finds dirty pages by the kernel's asynchronous write protection: a userfaultfd of QEMU's address space, which the
 //! preloaded shim hands out, and one `PAGEMAP_SCAN` that finds what was written and protects it again.
 //!
+//! To walk over the page tables takes 1 ms per GiB, and the guest stands still meanwhile: several threads share it.
+//!
 //! Sees all writes that go through QEMU's page tables: those of the guest and of QEMU's devices, vhost in the kernel too.
 //! Doesn't see another process that maps the same file.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
 
 use crate::dirty_pages::{DirtyTracker, TrackerKind};
 use crate::error::{Error, Result};
@@ -19,14 +22,33 @@ use crate::sys::write_protection::{
 /// Ranges per system call; more of them take another call.
 const REGIONS_PER_CALL: usize = 16 * 1024;
 
+/// Memory below this is not worth a thread of its own: to start one takes as long as to walk over 32 MiB.
+const BYTES_PER_THREAD: u64 = 128 << 20;
+
+/// Threads that scan at the same time, at most: the guest's other neighbours want to run as well.
+const MOST_THREADS: u64 = 4;
+
 /// The tracker.
 #[derive(Debug)]
 pub(crate) struct PagemapTracker {
     /// Keeps the registration alive.
     _uffd: OwnedFd,
     pagemap: File,
-    areas: Vec<Area>,
-    found: Vec<WrittenRegion>,
+    /// All of the memory, by offset; each for one thread. At least one.
+    parts: Vec<Part>,
+}
+
+/// Page of a tmpfs that has been told to use large ones, in bytes.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// What one thread scans.
+#[derive(Debug)]
+struct Part {
+    area: Area,
+    /// Room for the answer of one system call.
+    answer: Vec<WrittenRegion>,
+    /// All that was found.
+    found: Vec<PageRange>,
 }
 
 /// A part of the RAM file as QEMU mapped it.
@@ -66,11 +88,14 @@ impl PagemapTracker {
         }
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))
             .map_err(failed("can't open QEMU's pagemap"))?;
+        let page_size = ram
+            .block_size()
+            .map_err(failed("can't look at the RAM file"))?;
+        let threads = thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let mut tracker = PagemapTracker {
             _uffd: uffd,
             pagemap,
-            areas,
-            found: vec![WrittenRegion::default(); REGIONS_PER_CALL],
+            parts: parts_of(&areas, page_size, threads),
         };
         // Proves that the kernel knows PAGEMAP_SCAN; the result does not matter yet.
         tracker.scan(&mut Vec::new())?;
@@ -88,30 +113,80 @@ impl DirtyTracker for PagemapTracker {
     }
 
     fn scan(&mut self, out: &mut Vec<PageRange>) -> Result<()> {
-        for area in &self.areas {
-            let mut at = area.start;
-            while at < area.end {
-                let (count, walked) = scan_written(&self.pagemap, at, area.end, &mut self.found)
-                    .map_err(Error::tracker(TrackerKind::Pagemap, "PAGEMAP_SCAN failed"))?;
-                out.extend(self.found.iter().take(count).map(|region| PageRange {
-                    offset: region.start - area.start + area.offset,
-                    len: region.end - region.start,
-                }));
-                if walked <= at {
-                    return Err(Error::tracker(
-                        TrackerKind::Pagemap,
-                        "PAGEMAP_SCAN does not advance",
-                    )(io::ErrorKind::InvalidData.into()));
-                }
-                at = walked;
+        let pagemap = &self.pagemap;
+        let outcome = thread::scope(|scope| {
+            let mut parts = self.parts.iter_mut();
+            let own = parts.next();
+            let others: Vec<_> = parts
+                .map(|part| scope.spawn(|| part.scan(pagemap)))
+                .collect();
+            let mut outcome = own.map_or(Ok(()), |part| part.scan(pagemap));
+            for other in others {
+                let ended = other.join();
+                outcome = outcome.and(ended.unwrap_or_else(|_| Err(io::Error::other("a panic"))));
             }
+            outcome
+        });
+        // What one part has found counts as clean in the kernel, also if another failed.
+        for part in &mut self.parts {
+            out.append(&mut part.found);
         }
-        Ok(())
+        outcome.map_err(Error::tracker(TrackerKind::Pagemap, "PAGEMAP_SCAN failed"))
     }
 
     fn rescan_is_cheap(&self) -> bool {
         true
     }
+}
+
+impl Part {
+    /// Appends what was written to `found`.
+    fn scan(&mut self, pagemap: &File) -> io::Result<()> {
+        let Area { start, end, offset } = self.area;
+        let mut at = start;
+        while at < end {
+            let (count, walked) = scan_written(pagemap, at, end, &mut self.answer)?;
+            let regions = self.answer.iter().take(count);
+            self.found.extend(regions.map(|region| PageRange {
+                offset: region.start - start + offset,
+                len: region.end - region.start,
+            }));
+            if walked <= at {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            at = walked;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts the areas so that up to `threads` parts of about the same length can be scanned at the same time. A page of
+/// `page_size` bytes is never cut: the kernel can't protect half of one.
+fn parts_of(areas: &[Area], page_size: u64, threads: u64) -> Vec<Part> {
+    let whole: u64 = areas.iter().map(|area| area.end - area.start).sum();
+    let threads = (whole / BYTES_PER_THREAD)
+        .min(threads)
+        .clamp(1, MOST_THREADS);
+    let unit = page_size.max(HUGE_PAGE);
+    let length = whole.div_ceil(threads).next_multiple_of(unit).max(unit);
+    let mut parts = Vec::new();
+    for area in areas {
+        let mut start = area.start;
+        while start < area.end {
+            let end = start.saturating_add(length).min(area.end);
+            parts.push(Part {
+                area: Area {
+                    start,
+                    end,
+                    offset: area.offset + (start - area.start),
+                },
+                answer: vec![WrittenRegion::default(); REGIONS_PER_CALL],
+                found: Vec::new(),
+            });
+            start = end;
+        }
+    }
+    parts
 }
 
 /// The areas of `/proc/PID/maps` (proc_pid_maps(5)) that map the file with this device and inode number, by offset.
@@ -191,6 +266,40 @@ mod tests {
             ]
         );
         assert!(covers(&areas, 0x20_0000));
+    }
+
+    #[test]
+    fn parts_cover_all_and_cut_no_page() {
+        let gib = 1 << 30;
+        let area = |start: u64, end: u64, offset: u64| Area { start, end, offset };
+        let low = area(gib, 4 * gib, 0);
+        let high = area(8 * gib, 8 * gib + 5 * (gib >> 2), 3 * gib);
+        for (page, threads) in [
+            (4096, 1),
+            (4096, 3),
+            (4096, 64),
+            (2 << 20, 4),
+            (gib >> 2, 4),
+        ] {
+            let parts = parts_of(&[low, high], page, threads);
+            assert!(
+                parts.len() as u64 <= threads.min(MOST_THREADS) + 1,
+                "{page} {threads}"
+            );
+            let mut offset = 0;
+            for part in &parts {
+                let Area { start, end, .. } = part.area;
+                assert!(start < end && start.is_multiple_of(page) && end.is_multiple_of(page));
+                let whole = if start < low.end { low } else { high };
+                assert_eq!(part.area.offset, start - whole.start + whole.offset);
+                assert_eq!(part.area.offset, offset);
+                offset += end - start;
+            }
+            assert_eq!(offset, 17 * (gib >> 2));
+        }
+        // A small guest is scanned by one thread.
+        assert_eq!(parts_of(&[area(0, 128 << 20, 0)], 4096, 8).len(), 1);
+        assert_eq!(parts_of(&[area(0, 512 << 20, 0)], 4096, 2).len(), 2);
     }
 
     #[test]

@@ -298,13 +298,15 @@ impl Stopped<'_> {
         let in_progress = begun.as_mut().ok_or_else(|| Error::DeviceState {
             problem: "it was already saved".into(),
         })?;
+        let quick = in_progress.is_quick();
         let saving = Instant::now();
         let device_state = async {
             let stream = device_state.finish(launched.qmp(), in_progress).await;
             (stream, micros(saving.elapsed()))
         };
-        // A cheap scan runs beside the device state, then once more for what QEMU itself wrote while saving.
-        let (early, (stream, took)) = if tracker.rescan_is_cheap() {
+        // The last scan comes after the device state, for what QEMU itself wrote while saving. A first one beside it leaves
+        // little to do then, but takes as long as a quick save: there it would only be in its way.
+        let (early, (stream, took)) = if tracker.rescan_is_cheap() && !quick {
             tokio::join!(tracker.scan(pages), device_state)
         } else {
             (Ok(ScanTimes::default()), device_state.await)

@@ -95,6 +95,13 @@ pub(crate) struct Begun {
     resets: u64,
 }
 
+impl Begun {
+    /// Whether it is expected to take less than a millisecond.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.saving.is_some()
+    }
+}
+
 #[derive(Debug)]
 struct Saving {
     /// None: it was waited for.
