@@ -324,6 +324,16 @@ pub(crate) enum Tracker {
     Hash,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceState {
+    /// QEMU's devices alone where the machine's ROMs are known to be constant, else a migration without RAM.
+    Auto,
+    /// QEMU's devices alone.
+    Save,
+    /// A migration without RAM.
+    Migrate,
+}
+
 /// The guest and the pace of the demo and the failover bench.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LabArgs {
@@ -345,6 +355,9 @@ pub(crate) struct LabArgs {
     /// How dirty pages are found.
     #[arg(long, value_enum, default_value = "auto")]
     pub tracker: Tracker,
+    /// How device state is taken.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device_state: DeviceState,
 }
 
 #[derive(Debug, Args)]
@@ -366,6 +379,8 @@ pub(crate) struct DemoArgs {
 pub(crate) enum BenchCommand {
     /// Kill the source over and over, at random instants and between every two steps of a commit.
     Failover(FailoverArgs),
+    /// The pause of checkpoints, part by part, with the ways to take device state side by side.
+    Checkpoint(bench::CheckpointArgs),
     /// The fault matrix: kill, freeze, cut off and starve every part at every step of an epoch.
     Faults(bench::FaultsArgs),
     /// Compare the gateway with other NBD servers, side by side on this machine.

@@ -1,10 +1,10 @@
-//! The options of `epochgate bench faults`, `nbd`, `commit` and `memory`.
+//! The options of `epochgate bench checkpoint`, `faults`, `nbd`, `commit` and `memory`.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::LabArgs;
+use super::{DeviceState, LabArgs};
 use crate::bench::server::Kind;
 use crate::size;
 
@@ -33,6 +33,30 @@ pub(crate) enum ClientChoice {
     Native,
     /// One after the other.
     Both,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("device_state", |arg| arg.hide(true)))]
+pub(crate) struct CheckpointArgs {
+    #[command(flatten)]
+    pub lab: LabArgs,
+    /// Ways to take device state; they alternate within each repetition.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "save,migrate"
+    )]
+    pub ways: Vec<DeviceState>,
+    /// How often each way is run. Every run boots a new guest.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeats: u32,
+    /// Length of one measurement, which begins when the VM is protected.
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    pub seconds: f64,
+    /// One JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
 }
 
 // Little memory: the first copy of it is part of every run.

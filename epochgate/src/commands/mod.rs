@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod bench_checkpoint;
 mod bench_commit;
 mod bench_failover;
 mod bench_faults;
@@ -37,6 +38,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::Verify(args)) => log::verify(&args),
         Command::Log(LogCommand::Recover(args)) => log_recover::recover(&args),
         Command::Log(LogCommand::Rebind(args)) => log::rebind(&args),
+        Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
         Command::Bench(BenchCommand::Faults(args)) => bench_faults::run(&args),
         Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),

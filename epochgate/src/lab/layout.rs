@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::network::Host;
 use super::site::VM;
-use crate::cli::{LabArgs, Tracker};
+use crate::cli::{DeviceState, LabArgs, Tracker};
 
 /// Names of the VM's disks, in the order in which the guest sees them.
 pub(crate) const DISKS: [&str; 2] = ["root", "data"];
@@ -193,13 +193,18 @@ fn vm_section(
         Tracker::Pagemap => "pagemap",
         Tracker::Hash => "hash",
     };
+    let device_state = match args.device_state {
+        DeviceState::Auto => "auto",
+        DeviceState::Save => "save",
+        DeviceState::Migrate => "migrate",
+    };
     let cmdline = std::fs::read_to_string(guest.join("cmdline"))
         .unwrap_or_else(|_| "console=ttyS0 quiet panic=-1".to_owned());
     let append = format!("{} {}", cmdline.trim(), layout.append);
     format!(
         "[vm]\nname = \"{VM}\"\nqemu = \"{}\"\naccel = \"{}\"\nmemory_mib = {}\n\
          kernel = \"{guest}/vmlinuz\"\ninitrd = \"{guest}/initrd.gz\"\nappend = \"{}\"\n\
-         dirty_tracker = \"{tracker}\"\nram_dir = \"{}\"\n\
+         dirty_tracker = \"{tracker}\"\ndevice_state = \"{device_state}\"\nram_dir = \"{}\"\n\
          extra_args = [\"-serial\", \"file:{dir}/serial-{{role}}.log\"]\n",
         args.qemu.display(),
         args.accel,
