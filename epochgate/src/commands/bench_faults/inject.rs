@@ -8,18 +8,17 @@ use coordinator::report::Report;
 use rustix::process::Signal;
 
 use super::cells::{Cut, Fault, Step, Victim};
+use super::run::STEP_LIMIT;
 use crate::lab::network::Host;
 use crate::lab::process::{is_alive, signal_pid, state};
 use crate::lab::{Site, Who, clock};
 
-/// A part must come to its failpoint within this time.
-const POINT_LIMIT: Duration = Duration::from_secs(20);
 /// In seconds.
 const HOUR: i32 = 3600;
 
 /// Waits until a part has stopped itself at its failpoint.
 pub(super) fn until_stopped(site: &mut Site, who: Who, point: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + POINT_LIMIT;
+    let deadline = Instant::now() + STEP_LIMIT;
     let pid = site.part(who).context("a part that was started")?.pid();
     while state(pid) != Some('T') {
         site.next_event(Duration::from_millis(1))?;

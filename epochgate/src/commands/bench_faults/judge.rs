@@ -1,6 +1,8 @@
 //! The judgement of a run: the witness says whether disks and memory belong together, the gateway and the processes who has the
 //! guest, the log what is committed.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use coordinator::report::{Report, now_us};
 use nbd_server::control::api::{AttachmentKind, GroupStatus};
@@ -41,6 +43,9 @@ pub(super) fn judge(
     owners(site, ending, &mut outcome)?;
     zombies(site, cell, ending, &mut outcome)?;
     epochs(site, ending, &mut outcome)?;
+    if !felt(site, cell.fault) {
+        ask_for_a_last_word(site, cell.fault)?;
+    }
     if !felt(site, cell.fault) {
         outcome
             .problems
@@ -114,6 +119,18 @@ pub(super) fn felt(site: &Site, fault: Fault) -> bool {
         Fault::Clock(Who::Source | Who::Standby, _) => site.astray_us() > 1_000_000_000,
         _ => true,
     }
+}
+
+/// A standby whose clock was stepped when it had resumed the guest has nothing more to report, and so nothing to stamp: what it says
+/// when it is stopped shows its clock.
+fn ask_for_a_last_word(site: &mut Site, fault: Fault) -> anyhow::Result<()> {
+    if let Fault::Clock(who, _) = fault
+        && let Some(part) = site.part(who)
+    {
+        part.stop();
+        while site.next_event(Duration::ZERO)?.is_some() {}
+    }
+    Ok(())
 }
 
 /// One owner, and it is the one that goes on.

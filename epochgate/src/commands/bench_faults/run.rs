@@ -31,7 +31,7 @@ const FOR_GOOD_MS: u64 = 20_000;
 /// A fault that nobody answers with a takeover or by going on without protection lasts this long at most.
 const LONGEST_MS: u64 = 3000;
 /// Whatever is waited for. A machine with ten times the work that it can do still comes so far.
-const STEP_LIMIT: Duration = Duration::from_secs(120);
+pub(super) const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// An epoch that is committed so long after a fault is over shows that the source is well.
 const WELL_US: u64 = 250_000;
 /// Answers of before the fault that may still arrive when the network is well again: more than are ever in flight.
