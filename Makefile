@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check guest setup qemu10 bench build clean-runtime faults fuzz model simulate
+.PHONY: help demo test check guest guest-db setup qemu10 bench build clean-runtime faults fuzz model simulate
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -47,6 +47,9 @@ build: setup ## the command epochgate, as it is meant to be run
 
 guest: setup ## the small guest of tests and demo, in target/guest
 	@tests/guest/build.sh
+
+guest-db: setup ## a Debian guest with Redis on ext4, in target/guest-db
+	@tests/guest/build-db.sh
 
 setup: ## install the Debian packages that are missing
 	@tests/scripts/setup.sh
