@@ -4,10 +4,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check guest guest-db setup qemu10 bench build clean-runtime faults fuzz model simulate
+.PHONY: help demo demo-db test check guest guest-db setup qemu10 bench build clean-runtime faults fuzz model simulate
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
+# Taps and network namespaces need root.
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Options for the command that a target runs, as in `make demo ARGS=--json`.
 ARGS ?=
 
@@ -17,6 +19,9 @@ help: ## list the commands
 demo: build guest ## protect a VM on this machine, kill its host, see it go on
 	@$(EPOCHGATE) demo $(ARGS)
 
+demo-db: build guest-db ## a database in a VM that loses its host, and clients that keep their connections (as root or with sudo)
+	@$(AS_ROOT) $(EPOCHGATE) demo-db $(ARGS)
+
 test: setup check build guest qemu10 ## all checks and all tests
 	@tests/scripts/run-tests.sh $(ARGS)
 
@@ -25,7 +30,7 @@ check: setup ## formatting, lints, documentation
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
 
-bench: build guest ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
+bench: build guest guest-db ## all benchmarks, figures into docs/results.md (PARTS=nbd RUNS=100 REPEATS=3)
 	@PARTS="$(PARTS)" tests/scripts/bench.sh
 
 faults: build guest ## the fault matrix, so many runs (RUNS=2000 or PER_CELL=5, PARALLEL=3); adds to docs/faults.tsv

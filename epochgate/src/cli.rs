@@ -1,6 +1,7 @@
 //! The command line: names, arguments and help texts. What they do is in `commands/`.
 
 pub(crate) mod bench;
+pub(crate) mod database;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Show the whole thing on this machine: protect a VM, kill its host, see it go on.
     Demo(DemoArgs),
+    /// Show a database in a VM that loses its host, and clients that keep their connections. Needs root.
+    DemoDb(database::DemoDbArgs),
     /// Serve one disk image over NBD at once, as qemu-nbd would.
     Serve(ServeArgs),
     /// Serve many disks in groups, with epochs and the control API.
@@ -334,6 +337,17 @@ pub(crate) enum DeviceState {
     Migrate,
 }
 
+impl Tracker {
+    /// As in a configuration file.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Pagemap => "pagemap",
+            Self::Hash => "hash",
+        }
+    }
+}
+
 /// The guest and the pace of the demo and the failover bench.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LabArgs {
@@ -383,6 +397,8 @@ pub(crate) enum BenchCommand {
     Checkpoint(bench::CheckpointArgs),
     /// The fault matrix: kill, freeze, cut off and starve every part at every step of an epoch.
     Faults(bench::FaultsArgs),
+    /// Kill the hosts of a database over and over, and count what its clients lose. Needs root.
+    Database(database::DatabaseBenchArgs),
     /// Compare the gateway with other NBD servers, side by side on this machine.
     Nbd(bench::NbdArgs),
     /// Time COMMIT 2 of a large epoch against fio writing the same bytes.

@@ -4,6 +4,7 @@ mod bench;
 mod cli;
 mod commands;
 mod config_file;
+mod database;
 mod exit;
 mod lab;
 mod load;

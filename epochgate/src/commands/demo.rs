@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use coordinator::report::{Report, Stamped, now_us};
-use indicatif::{ProgressBar, ProgressStyle};
+use coordinator::report::{Report, Stamped};
 use rand::Rng;
 use serde_json::json;
 
@@ -12,13 +11,14 @@ use crate::cli::DemoArgs;
 use crate::lab::failover::{self, Outcome};
 use crate::lab::seen::Seen;
 use crate::lab::site;
+use crate::lab::timeline::Timeline;
 use crate::lab::witness::Verdict;
 use crate::lab::{Site, Who};
 use crate::output::{bytes, millis, percentile};
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     crate::runtime::interrupt_on_signals()?;
-    let stage = Stage::new(args.json);
+    let stage = Timeline::new(args.json);
     stage.say("a gateway, a standby and a source, three processes on this machine");
     let mut site = Site::start(&args.lab)?;
     let result = play(args, &mut site, &stage);
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 fn play(
     args: &DemoArgs,
     site: &mut Site,
-    stage: &Stage,
+    stage: &Timeline,
 ) -> anyhow::Result<(Verdict, Outcome, Seen)> {
     stage.say(&format!(
         "disks served over NBD from {}; booting a guest with {} MiB",
@@ -76,7 +76,8 @@ fn play(
         seen.committed
     ));
     let outcome = failover::judge(site, &before, Some(killed_at), |resumed| {
-        stage.resumed(killed_at, resumed);
+        stage.took_over(killed_at, resumed);
+        stage.say("the witness compares every block of both disks with its memory ...");
     })?;
     Ok((before, outcome, seen))
 }
@@ -110,78 +111,7 @@ fn summary(outcome: &Outcome, seen: &Seen) -> serde_json::Value {
     })
 }
 
-/// The timeline on the terminal. Silent with `--json`.
-struct Stage {
-    began_us: u64,
-    quiet: bool,
-}
-
-impl Stage {
-    fn new(quiet: bool) -> Self {
-        Self {
-            began_us: now_us(),
-            quiet,
-        }
-    }
-
-    fn say(&self, text: &str) {
-        self.say_at(now_us(), text);
-    }
-
-    fn say_at(&self, at_us: u64, text: &str) {
-        if !self.quiet {
-            let since = at_us.saturating_sub(self.began_us);
-            println!(
-                "{:>4}.{:03} s  {text}",
-                since / 1_000_000,
-                since / 1000 % 1000
-            );
-        }
-    }
-
-    fn bar(&self, total: u64, what: &'static str) -> ProgressBar {
-        if self.quiet {
-            return ProgressBar::hidden();
-        }
-        let style =
-            ProgressStyle::with_template("            {msg} {wide_bar} {bytes}/{total_bytes}");
-        let bar = ProgressBar::new(total).with_message(what);
-        match style {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        }
-    }
-
-    fn follow_start(&self, report: &Report, bar: &mut Option<ProgressBar>) {
-        match report {
-            Report::VmStarted {
-                pid,
-                qemu,
-                dirty_tracker,
-                device_state,
-                generation,
-                ..
-            } => self.say(&format!(
-                "QEMU {qemu} runs (pid {pid}), generation {generation}, dirty pages by {dirty_tracker}, device state by {device_state}; sync mode: not protected yet"
-            )),
-            Report::StandbyJoined { standby } => {
-                self.say(&format!("standby {standby} is ready, its own QEMU waits; first copy of the memory"));
-            }
-            Report::FirstCopy { done, total, sent } => {
-                let bar = bar.get_or_insert_with(|| self.bar(*total, "first copy"));
-                bar.set_position(*done);
-                if done >= total {
-                    bar.finish_and_clear();
-                    self.say(&format!("{} of {} were not zero and were sent", bytes(*sent), bytes(*total)));
-                }
-            }
-            Report::Protected { epoch, .. } => {
-                self.say(&format!("PROTECTED: epoch {epoch} is committed, disk and memory"));
-            }
-            _ => {}
-        }
-    }
-
+impl Timeline {
     /// Shows what the last epochs were like, once a second.
     fn epochs(&self, site: &mut Site, length: Duration) -> anyhow::Result<()> {
         let end = std::time::Instant::now() + length;
@@ -234,34 +164,6 @@ impl Stage {
             }
         }
         Ok(())
-    }
-
-    fn resumed(&self, killed_at: u64, resumed: &coordinator::report::Stamped) {
-        if let Report::Resumed {
-            epoch,
-            takeover_us,
-            merge_us,
-            resume_us,
-        } = resumed.report
-        {
-            let total = takeover_us + merge_us + resume_us;
-            self.say_at(
-                resumed.t_us - total,
-                "the standby noticed and asks the gateway for the disks",
-            );
-            self.say_at(
-                resumed.t_us - merge_us - resume_us,
-                &format!("generation raised, the old source is fenced; the last committed epoch is {epoch}"),
-            );
-            self.say_at(
-                resumed.t_us,
-                &format!(
-                    "THE GUEST GOES ON at the standby, {:.1} ms after the kill",
-                    millis(resumed.t_us.saturating_sub(killed_at))
-                ),
-            );
-            self.say("the witness compares every block of both disks with its memory ...");
-        }
     }
 
     fn verdict(&self, before: &Verdict, outcome: &Outcome) {

@@ -2,11 +2,13 @@
 
 mod bench_checkpoint;
 mod bench_commit;
+mod bench_database;
 mod bench_failover;
 mod bench_faults;
 mod bench_memory;
 mod bench_nbd;
 mod demo;
+mod demo_db;
 mod export;
 mod gateway;
 mod log;
@@ -24,6 +26,7 @@ use crate::cli::{BenchCommand, Command, ExportCommand, LogCommand};
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(&args),
+        Command::DemoDb(args) => demo_db::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Gateway(args) => gateway::run(&args),
         Command::Protect(args) => protect::run(&args),
@@ -41,6 +44,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
         Command::Bench(BenchCommand::Faults(args)) => bench_faults::run(&args),
+        Command::Bench(BenchCommand::Database(args)) => bench_database::run(&args),
         Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),
         Command::Bench(BenchCommand::Commit(args)) => bench_commit::run(&args),
         Command::Bench(BenchCommand::Memory(args)) => bench_memory::run(&args),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::network::Host;
 use super::site::VM;
-use crate::cli::{DeviceState, LabArgs, Tracker};
+use crate::cli::{DeviceState, LabArgs};
 
 /// Names of the VM's disks, in the order in which the guest sees them.
 pub(crate) const DISKS: [&str; 2] = ["root", "data"];
@@ -188,11 +188,7 @@ fn vm_section(
     guest: &Path,
     ram_dir: &Path,
 ) -> String {
-    let tracker = match args.tracker {
-        Tracker::Auto => "auto",
-        Tracker::Pagemap => "pagemap",
-        Tracker::Hash => "hash",
-    };
+    let tracker = args.tracker.name();
     let device_state = match args.device_state {
         DeviceState::Auto => "auto",
         DeviceState::Save => "save",

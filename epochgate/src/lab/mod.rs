@@ -4,8 +4,10 @@
 //!
 //! It only sees what any user could see: the `--json` events of the processes and the guest's serial line.
 
+pub(crate) mod chain;
 pub(crate) mod clock;
 pub(crate) mod failover;
+pub(crate) mod lan;
 pub(crate) mod layout;
 pub(crate) mod namespaces;
 pub(crate) mod network;
@@ -15,6 +17,7 @@ pub(crate) mod saved;
 pub(crate) mod seen;
 pub(crate) mod site;
 pub(crate) mod small_disk;
+pub(crate) mod timeline;
 pub(crate) mod witness;
 
 pub(crate) use site::{Site, Who};

@@ -121,7 +121,7 @@ fn neighbour(peer: Host, mac: &str) -> String {
 }
 
 /// Runs lines of ip(8) in a namespace.
-fn ip(place: &Place, lines: &str) -> anyhow::Result<()> {
+pub(crate) fn ip(place: &Place, lines: &str) -> anyhow::Result<()> {
     let mut command = Command::new("ip");
     command
         .args(["-batch", "-"])

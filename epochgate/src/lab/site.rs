@@ -90,6 +90,12 @@ pub(crate) fn interrupt() {
 #[error("interrupted")]
 struct Interrupted;
 
+/// An error if the user wanted out.
+pub(crate) fn heed_interruption() -> anyhow::Result<()> {
+    anyhow::ensure!(!INTERRUPTED.load(Ordering::Relaxed), Interrupted);
+    Ok(())
+}
+
 /// Whether `error` only says that the user wanted out.
 pub(crate) fn is_interruption(error: &anyhow::Error) -> bool {
     error.is::<Interrupted>()
@@ -379,9 +385,7 @@ impl Site {
 
     /// The next event, if one comes within `limit`.
     pub(crate) fn next_event(&mut self, limit: Duration) -> anyhow::Result<Option<(Who, Stamped)>> {
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            return Err(Interrupted.into());
-        }
+        heed_interruption()?;
         match self.events.recv_timeout(limit) {
             Ok((who, event)) => {
                 self.seen.note(&event);
