@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover nbd commit memory, and
+# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover database nbd commit memory, and
 # faults, which is only done when it is asked for; what is not chosen stays as it is). RUNS is the number of failovers of the main bench (100), OTHERS that of its two variants
-# (20), REPEATS how often the others repeat (3). NBD, COMMIT and MEMORY
+# (20), DATABASE that of the database bench (50; needs root), REPEATS how often the others repeat (3). NBD, COMMIT and MEMORY
 # are further options of `bench nbd`, `bench commit` and `bench memory`, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
 # 10 GiB of storage that is worth measuring. Quit other work on the machine first.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-parts=${PARTS:-failover nbd commit memory}
+parts=${PARTS:-failover database nbd commit memory}
 runs=${RUNS:-100} others=${OTHERS:-20} repeats=${REPEATS:-3} disks=${DISKS:-${TMPDIR:-/tmp}}
 epochgate=${CARGO_TARGET_DIR:-target}/release/epochgate
 qemu10=target/qemu10/qemu-system-x86_64
@@ -17,8 +17,8 @@ trap 'rm -f "$out"' EXIT
 
 for part in $parts; do
   case $part in
-    failover | faults | nbd | commit | memory) ;;
-    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover faults nbd commit memory" >&2; exit 2 ;;
+    failover | database | faults | nbd | commit | memory) ;;
+    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover database faults nbd commit memory" >&2; exit 2 ;;
   esac
 done
 
@@ -38,6 +38,13 @@ EOF
   [ -x "$qemu10" ] || tests/scripts/fetch-qemu10.sh >&2
   bench failover --markdown --keep --runs "$others" --qemu "$qemu10"
   bench failover --markdown --keep --runs "$others" --tracker hash --interval 500
+}
+
+# Once as it is meant to be, once with more connections, and once to show that losses would be found; that one ends with exit code 1.
+database() {
+  bench database --markdown --keep --failovers "${DATABASE:-50}"
+  bench database --markdown --keep --failovers 5 --connections 32
+  "$epochgate" bench database --markdown --failovers 3 --output pass --rhythm fixed --interval 400 --late || [ $? = 1 ]
 }
 
 # All runs of the matrix so far, by the ledger, and FAULTS more.
@@ -74,6 +81,7 @@ part() {
 
 sed '/^<!-- part /,$d' "$results" >"$out"
 part failover
+part database
 part faults
 part nbd
 part commit
