@@ -1,7 +1,7 @@
 //! Makes the frames of a checkpoint small for their way, and restores them byte for byte at its end. Pure: no socket, no RAM.
 //!
-//! Both ends keep what was sent last of each page ([`cache`]) and of the device state. A page that has not changed since is left out, of one
-//! that has changed a little only the difference is sent, and what is left is compressed ([`codec`]). COMMIT 1 counts and checks the restored
+//! Both ends keep what was sent last of each page (`cache.rs`) and of the device state. A page that has not changed since is left out, of one
+//! that has changed a little only the difference is sent, and what is left is compressed (`codec.rs`). COMMIT 1 counts and checks the restored
 //! frames: a mistake here is found before the standby acknowledges anything.
 //!
 //! The first copy is compressed only. Its pages may be torn, so nothing may be a difference to them.
