@@ -22,8 +22,8 @@ pub(super) fn section(args: &DatabaseBenchArgs, summary: &Value) -> String {
     let mut text = format!(
         "## Database: {connections} connections, output = \"{output}\", rhythm = \"{rhythm}\"\n\n\
          {failovers} failovers from host to host{late}: {acknowledged} transactions acknowledged on {connections} connections, **{lost} lost, \
-         {resets} connections broken**, {wrong} wrong answers; {audited} rows audited, the second half of them after all hosts were killed \
-         and the VM had booted from its disks. Transactions per second: {protected} protected, {unprotected} unprotected. \
+         {resets} connections broken**, {wrong} wrong answers; {audited} rows audited: all that were promised at the end of the load, and once more \
+         after all hosts were killed and the VM had booted from its disks. Transactions per second: {protected} protected, {unprotected} unprotected. \
          {checkpoints} checkpoints in the protected stretch, {wire} bytes on the wire for each dirty byte of memory. Guest with {memory} MiB, \
          interval {interval} ms, seed {seed}.\n\n\
          | ms | p50 | p99 | max |\n|---|---:|---:|---:|\n",
