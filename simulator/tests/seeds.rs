@@ -97,3 +97,10 @@ fn seed_2298_the_log_that_failed_unnoticed() {
 fn seed_96600_the_name_of_a_segment_that_was_not_begun() {
     assert_eq!(first_violation(96600, 1, None), None);
 }
+
+/// A first seal was answered although the log had failed before it could say *async mode*. The gateway's process then died, the next one was in
+/// sync mode and knew no such epoch, and the source asked for its commit for ever.
+#[test]
+fn seed_96258_the_first_seal_of_a_log_that_had_failed() {
+    assert_eq!(first_violation(96258, 1, None), None);
+}

@@ -215,7 +215,10 @@ impl Group {
         let core = self.shared.core();
         core.barriers.check_owner(generation)?;
         let sealed = core.barriers.sealed();
-        if epoch <= sealed {
+        if core.barriers.phase() == Phase::Switching {
+            // The log has failed: there will be no record.
+            Err(Refusal::Broken.into())
+        } else if epoch <= sealed {
             Ok(())
         } else {
             Err(Refusal::NotSealed { epoch, sealed }.into())
