@@ -169,8 +169,10 @@ impl Qemu {
 
     /// Ends it.
     pub fn quit(mut self) {
-        writeln!(self.stream.get_mut(), "{}", json!({"execute": "quit"}))
-            .expect("QEMU takes commands");
+        // In one write: QEMU is gone as soon as it has the closing brace.
+        let quit = format!("{}\n", json!({"execute": "quit"}));
+        let sent = self.stream.get_mut().write_all(quit.as_bytes());
+        sent.expect("QEMU takes commands");
         self.process.wait();
     }
 }
