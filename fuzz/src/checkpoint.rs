@@ -158,8 +158,8 @@ fn alter(how: u8, bytes: &[u8], wire: &mut Vec<u8>, start: usize) -> bool {
             wire.truncate(keep);
         }
         // By somebody who knows the checksum: the version, the kind, the length.
-        4 => forge(frame, 4, &(2 + arg as u16).to_le_bytes()),
-        5 => forge(frame, 6, &(13 + arg as u16).to_le_bytes()),
+        4 => forge(frame, 4, &(3 + arg as u16).to_le_bytes()),
+        5 => forge(frame, 6, &(16 + arg as u16).to_le_bytes()),
         6 => {
             let len = (frame.len() - HEADER_BYTES) as u64;
             let claimed = [len + 1, (8 << 20) + 1, u64::MAX, 1 << 63][arg % 4];
