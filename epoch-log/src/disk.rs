@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
 use rustix::io::Errno;
@@ -104,6 +105,16 @@ impl LogDir {
     /// Names of all files, in no order.
     pub fn names(&self) -> io::Result<Vec<String>> {
         self.storage.names()
+    }
+
+    /// Length of a file in bytes.
+    pub fn file_len(&self, name: &str) -> io::Result<u64> {
+        self.open_file_read_only(name)?.len()
+    }
+
+    /// When a file was last written, where that is known.
+    pub fn modified(&self, name: &str) -> io::Result<SystemTime> {
+        self.storage.modified(name)
     }
 }
 

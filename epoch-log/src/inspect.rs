@@ -1,7 +1,7 @@
 //! Looks at a log without changing it: what it holds, and whether it is whole. Needs no lock; a log that is being written
 //! may look unfinished at its end, but not damaged.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,7 @@ use crate::{
     salvage::{self, Salvage},
     scan::{Scanned, scan},
     segment,
+    storage::Storage,
 };
 
 /// How often reading starts again when a gateway frees a segment meanwhile.
@@ -118,6 +119,18 @@ impl Verdict {
 /// # Errors
 /// [`LogError::NotALog`], [`LogError::Damaged`], [`LogError::Version`] or [`LogError::Io`].
 pub fn inspect(dir: &Path) -> Result<Report, LogError> {
+    look(&directory(dir)?)
+}
+
+/// The same on any storage.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_on(storage: Arc<dyn Storage>) -> Result<Report, LogError> {
+    look(&LogDir::on(storage))
+}
+
+fn look(dir: &LogDir) -> Result<Report, LogError> {
     let mut history = Vec::new();
     let scanned = read(dir, &mut history)?;
     if let Some(first) = scanned.outcome.damages.first() {
@@ -126,9 +139,7 @@ pub fn inspect(dir: &Path) -> Result<Report, LogError> {
     let kept = scanned.segments.get(&scanned.outcome.state_end.segment);
     let header = kept
         .map(|segment| &segment.header)
-        .ok_or_else(|| LogError::NotALog {
-            dir: dir.to_owned(),
-        })?;
+        .ok_or_else(|| not_a_log(dir.path()))?;
     let report = |(epoch, data): (&Epoch, &EpochData)| EpochReport {
         epoch: *epoch,
         records: data.chain.records,
@@ -158,6 +169,18 @@ pub fn inspect(dir: &Path) -> Result<Report, LogError> {
 /// # Errors
 /// [`LogError::NotALog`], [`LogError::Version`] or [`LogError::Io`]; damage is not an error but in the verdict.
 pub fn verify(dir: &Path) -> Result<Verdict, LogError> {
+    check(&directory(dir)?)
+}
+
+/// The same on any storage.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_on(storage: Arc<dyn Storage>) -> Result<Verdict, LogError> {
+    check(&LogDir::on(storage))
+}
+
+fn check(dir: &LogDir) -> Result<Verdict, LogError> {
     let scanned = read(dir, &mut Vec::new())?;
     let end = scanned.outcome.state_end;
     let uncommitted = scanned
@@ -193,12 +216,25 @@ pub fn verify(dir: &Path) -> Result<Verdict, LogError> {
     })
 }
 
-fn read(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, LogError> {
+fn not_a_log(dir: &Path) -> LogError {
+    LogError::NotALog {
+        dir: dir.to_owned(),
+    }
+}
+
+fn directory(dir: &Path) -> Result<LogDir, LogError> {
+    if !dir.is_dir() {
+        return Err(not_a_log(dir));
+    }
+    LogDir::open(dir).map_err(|source| LogError::io("open", dir, source))
+}
+
+fn read(dir: &LogDir, history: &mut Vec<HistoryEntry>) -> Result<Scanned, LogError> {
     let mut attempt = 0;
     loop {
         attempt += 1;
         history.clear();
-        match read_once(path, history) {
+        match read_once(dir, history) {
             Err(LogError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
             other => return other,
@@ -206,19 +242,13 @@ fn read(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, LogErro
     }
 }
 
-fn read_once(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, LogError> {
-    let not_a_log = || LogError::NotALog {
-        dir: path.to_owned(),
-    };
-    if !path.is_dir() {
-        return Err(not_a_log());
-    }
-    let dir = LogDir::open(path).map_err(|source| LogError::io("open", path, source))?;
-    let listing = segment::list(&dir).map_err(|source| LogError::io("list", path, source))?;
+fn read_once(dir: &LogDir, history: &mut Vec<HistoryEntry>) -> Result<Scanned, LogError> {
+    let path = dir.path();
+    let listing = segment::list(dir).map_err(|source| LogError::io("list", path, source))?;
     if listing.segments.is_empty() {
-        return Err(not_a_log());
+        return Err(not_a_log(path));
     }
-    let scanned = scan(&dir, &listing.segments, false, &mut |at, record| {
+    let scanned = scan(dir, &listing.segments, false, &mut |at, record| {
         if let Record::State(record) = record {
             history.push(HistoryEntry {
                 segment: at.segment,
@@ -238,7 +268,7 @@ fn read_once(path: &Path, history: &mut Vec<HistoryEntry>) -> Result<Scanned, Lo
         }
     })?;
     // A segment that was freed meanwhile may have been written over while it was read.
-    let now = segment::list(&dir).map_err(|source| LogError::io("list", path, source))?;
+    let now = segment::list(dir).map_err(|source| LogError::io("list", path, source))?;
     match listing.segments.iter().find(|n| !now.segments.contains(n)) {
         None => Ok(scanned),
         Some(freed) => Err(LogError::io(

@@ -7,7 +7,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -152,9 +151,8 @@ pub(crate) fn gather(dir: &LogDir) -> Result<Gathered, LogError> {
 }
 
 /// Reads all that is left of the log in `dir`, as a report.
-pub(crate) fn report(dir: &Path) -> Result<Salvage, LogError> {
-    let dir = LogDir::open(dir).map_err(|source| LogError::io("open", dir, source))?;
-    gather(&dir).map(|gathered| gathered.salvage)
+pub(crate) fn report(dir: &LogDir) -> Result<Salvage, LogError> {
+    gather(dir).map(|gathered| gathered.salvage)
 }
 
 /// Whether a commit record may have been in the place of a damage.
@@ -176,10 +174,10 @@ fn hidden(dir: &LogDir, numbers: &[u64], scanned: &Scanned, damages: &[Damage]) 
             |damage: &Damage| damage.segment == **number && damage.what == DamageKind::Unreadable;
         !scanned.segments.contains_key(number) || damages.iter().any(damage)
     };
-    let files = numbers.iter().filter(unreadable).map(|number| {
-        let path = dir.path().join(segment::file_name(*number));
-        path.metadata().map_or(0, |metadata| metadata.len())
-    });
+    let files = numbers
+        .iter()
+        .filter(unreadable)
+        .map(|number| dir.file_len(&segment::file_name(*number)).unwrap_or(0));
     files.map(|len| len / STATE_RECORD_BYTES + 1).sum()
 }
 
@@ -205,10 +203,7 @@ impl Gathered {
 
     /// What the times of the files say.
     fn times(&mut self, dir: &LogDir) {
-        let modified = |number: &u64| {
-            let path = dir.path().join(segment::file_name(*number));
-            seconds(path.metadata().and_then(|m| m.modified()).ok()?)
-        };
+        let modified = |number: &u64| seconds(dir.modified(&segment::file_name(*number)).ok()?);
         self.salvage.written_at = self.numbers.last().and_then(modified);
         // A segment that was finished before the next one began holds nothing newer than its time.
         let commit = self.whole.values().next_back().and_then(|data| data.commit);

@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::SystemTime,
 };
 
 use rustix::{
@@ -76,6 +77,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the system says.
     fn names(&self) -> io::Result<Vec<String>>;
+
+    /// When a file was last written. It only informs people: where nobody knows, it is an error and no more.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn modified(&self, name: &str) -> io::Result<SystemTime> {
+        let _ = name;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Bytes that were never given out before: they tell the segments of one log from those of another.
     fn random(&self) -> [u8; 16] {
@@ -265,6 +275,10 @@ impl Storage for Directory {
             names.extend(entry?.file_name().into_string().ok());
         }
         Ok(names)
+    }
+
+    fn modified(&self, name: &str) -> io::Result<SystemTime> {
+        self.path.join(name).metadata()?.modified()
     }
 }
 
