@@ -7,68 +7,106 @@
 //! - one that does not open names the damage, as `verify` does, and nothing of it was changed;
 //! - where at least one copy of everything that counts is left, it opens.
 //!
-//! Input: a byte that chooses the log and how thoroughly it is looked at, then alterations, see `alter.rs`.
+//! Input: a byte that chooses the log and whether it is looked at in all ways, then alterations, see `alter.rs`.
 
 mod alter;
-mod place;
+mod memory;
 mod records;
 mod sample;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::sync::Arc;
 
+use epoch_log::storage::{self, Storage};
 use epoch_log::{
     Content, Damage, DamageKind, Epoch, EpochLog, Extent, LogError, LogOptions, LogState, Mode,
     inspect,
 };
 
 use alter::Altered;
-use place::Place;
+use memory::Memory;
 use sample::{Durable, Sample, disks, durable, samples};
 
-/// The files of a log, by name.
-type Files = BTreeMap<String, Vec<u8>>;
+/// The files of a log, by name. Copies share what nobody has changed.
+type Files = BTreeMap<String, Arc<Vec<u8>>>;
 
 /// Tiny, so that a short history crosses several segments.
 const SEGMENT_BYTES: u64 = 24 << 10;
+/// What a log gives out as random after it was altered is other than what it gave out before.
+const SEED: u64 = 1000;
+/// Bits of an input's first byte that ask for all that is checked.
+const THOROUGH: u8 = 0x30;
 
-fn open(dir: &Path) -> Result<EpochLog, LogError> {
+fn open(storage: &Arc<dyn Storage>) -> Result<EpochLog, LogError> {
     let options = LogOptions {
         segment_bytes: SEGMENT_BYTES,
         spare_segments: 1,
     };
-    EpochLog::open_or_create(dir, "vm", &disks(), options).map(|(log, _)| log)
+    let storage = Arc::clone(storage);
+    EpochLog::open_or_create_on(storage, "vm", &disks(), options).map(|(log, _)| log)
 }
 
-/// Runs one input.
+/// Runs one input in memory.
 pub fn run(data: &[u8]) {
+    judge(data, |files| Arc::new(Memory::holding(files, SEED)));
+}
+
+/// Runs one input on real files, which takes many times longer.
+pub fn run_with_files(data: &[u8]) {
+    let dir = scratch();
+    judge(data, |files| {
+        for (name, bytes) in files {
+            std::fs::write(dir.path().join(name), &**bytes).expect("room for a log");
+        }
+        storage::directory(dir.path())
+    });
+}
+
+/// A directory of our own, in memory where the system has that: what is tried here is no matter of disks.
+fn scratch() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("epochgate-fuzz-");
+    let in_memory = builder.tempdir_in("/dev/shm");
+    in_memory
+        .or_else(|_| builder.tempdir())
+        .expect("a directory")
+}
+
+/// What a file holds.
+fn content(storage: &dyn Storage, name: &str) -> Vec<u8> {
+    let file = storage.open(name, false).expect("a file that is there");
+    let len = file.size().expect("a length");
+    let mut bytes = vec![0; usize::try_from(len).unwrap()];
+    let got = file.read_at(&mut bytes, 0).expect("a file can be read");
+    assert_eq!(got, bytes.len(), "less than its length");
+    bytes
+}
+
+/// Alters a log as the input says, puts it where `place` has it, and checks what becomes of it.
+fn judge(data: &[u8], place: impl FnOnce(&Files) -> Arc<dyn Storage>) {
     let Some((&what, script)) = data.split_first() else {
         return;
     };
     let samples = samples();
     let sample = &samples[usize::from(what & 15) % samples.len()];
     let altered = alter::alter(sample, script);
-    let thorough = what & 0x10 != 0;
-    Place::with(|place| {
-        place.set(&sample.files, &altered.files);
-        let opened = open(place.dir());
-        if opened.is_ok() {
-            place.changed();
-        }
-        if altered.forged {
-            forged(opened, place.dir());
-        } else {
-            judge(sample, &altered, opened, place, thorough);
-        }
-    });
+    let storage = place(&altered.files);
+    let opened = open(&storage);
+    // To look at it in all ways takes several times as long as to open it.
+    let thorough = what & THOROUGH == THOROUGH;
+    if altered.forged {
+        forged(opened, &storage, thorough);
+    } else {
+        honest(sample, &altered, opened, &storage, thorough);
+    }
 }
 
-/// Checks what became of a log that was altered without knowledge of the checksums.
-fn judge(
+/// Nobody knew of checksums.
+fn honest(
     sample: &Sample,
     altered: &Altered,
     opened: Result<EpochLog, LogError>,
-    place: &Place,
+    storage: &Arc<dyn Storage>,
     thorough: bool,
 ) {
     let left = sample.left(&altered.files);
@@ -85,13 +123,13 @@ fn judge(
             }
             drop(log);
             if thorough {
-                opens_again(&found, place.dir());
+                opens_again(&found, storage);
             }
         }
         Err(LogError::Damaged(damage)) => {
             assert!(!left.whole, "refused for nothing: {damage}");
             if thorough {
-                is_named(&damage, altered, place);
+                is_named(&damage, altered, storage);
             }
         }
         Err(other) => panic!("{other}"),
@@ -99,13 +137,13 @@ fn judge(
 }
 
 /// What recovery has made of a log is the end of it.
-fn opens_again(found: &Durable, dir: &Path) {
-    let verdict = inspect::verify(dir).expect("a log that was opened");
+fn opens_again(found: &Durable, storage: &Arc<dyn Storage>) {
+    let verdict = inspect::verify_on(Arc::clone(storage)).expect("a log that was opened");
     assert!(verdict.is_whole(), "{verdict:?}");
     assert!(verdict.repairable.is_empty(), "not healed: {verdict:?}");
-    let report = inspect::inspect(dir).expect("a log that was opened");
+    let report = inspect::inspect_on(Arc::clone(storage)).expect("a log that was opened");
     assert_eq!(report.state, found.state);
-    let log = open(dir).expect("a second time");
+    let log = open(storage).expect("a second time");
     assert_eq!(&durable(&log).expect("a second time"), found);
     goes_on(log).expect("it can be used");
 }
@@ -127,22 +165,22 @@ fn goes_on(mut log: EpochLog) -> Result<(), LogError> {
     log.close_clean()
 }
 
-fn is_named(damage: &Damage, altered: &Altered, place: &Place) {
-    let verdict = inspect::verify(place.dir()).expect("it is still a log");
+fn is_named(damage: &Damage, altered: &Altered, storage: &Arc<dyn Storage>) {
+    let verdict = inspect::verify_on(Arc::clone(storage)).expect("it is still a log");
     assert_eq!(verdict.damages.first(), Some(damage));
     assert!(matches!(
-        inspect::inspect(place.dir()),
+        inspect::inspect_on(Arc::clone(storage)),
         Err(LogError::Damaged(_))
     ));
     assert!(damage.what != DamageKind::Unreadable, "memory can be read");
     for (name, bytes) in &altered.files {
-        let now = std::fs::read(place.dir().join(name)).expect("a file that was there");
-        assert_eq!(&now, bytes, "{name} of a damaged log was changed");
+        let now = content(storage.as_ref(), name);
+        assert_eq!(&now, &**bytes, "{name} of a damaged log was changed");
     }
 }
 
 /// Somebody has made up records that are valid: what the log makes of them is up to it, as long as it stands.
-fn forged(opened: Result<EpochLog, LogError>, dir: &Path) {
+fn forged(opened: Result<EpochLog, LogError>, storage: &Arc<dyn Storage>, thorough: bool) {
     match opened {
         Ok(log) => {
             let _ = durable(&log);
@@ -150,10 +188,13 @@ fn forged(opened: Result<EpochLog, LogError>, dir: &Path) {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
-    if let Ok(verdict) = inspect::verify(dir) {
+    if !thorough {
+        return;
+    }
+    if let Ok(verdict) = inspect::verify_on(Arc::clone(storage)) {
         assert!(verdict.damages.len() < 10_000);
     }
-    let _ = inspect::inspect(dir);
+    let _ = inspect::inspect_on(Arc::clone(storage));
 }
 
 /// A state in a few words, for messages.

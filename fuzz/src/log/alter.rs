@@ -3,6 +3,8 @@
 //! Records of the input: what (1 byte), which file or item (1), where (2), how much (1). What is altered is a place in a file, whole
 //! sectors, or an item: a record or a header, by its number in the log.
 
+use std::sync::Arc;
+
 use super::Files;
 use super::records::{Item, SECTOR, sign_header, sign_record};
 use super::sample::Sample;
@@ -71,10 +73,15 @@ fn name_of(files: &Files, number: usize) -> String {
         .unwrap_or_default()
 }
 
+/// A file to be changed.
+fn changed<'a>(files: &'a mut Files, name: &str) -> Option<&'a mut Vec<u8>> {
+    files.get_mut(name).map(Arc::make_mut)
+}
+
 /// Bytes at some place of a file.
 fn in_file(files: &mut Files, step: &Step) {
     let name = name_of(files, step.which);
-    let Some(file) = files.get_mut(&name).filter(|file| !file.is_empty()) else {
+    let Some(file) = changed(files, &name).filter(|file| !file.is_empty()) else {
         return;
     };
     let at = step.at % file.len();
@@ -113,7 +120,7 @@ fn sectors(files: &mut Files, step: &Step) {
     let source = files[&from].clone();
     let count = |file: &[u8]| file.len().div_ceil(SECTOR).max(1);
     let start = (step.at >> 8) % count(&source) * SECTOR;
-    let Some(target) = files.get_mut(&to) else {
+    let Some(target) = changed(files, &to) else {
         return;
     };
     let target_start = (step.at & 255) % count(target) * SECTOR;
@@ -121,7 +128,7 @@ fn sectors(files: &mut Files, step: &Step) {
     let piece: Vec<u8> = source[start..].iter().copied().take(len).collect();
     let replaced = put(target, target_start, &piece);
     if step.what == 7
-        && let Some(file) = files.get_mut(&from)
+        && let Some(file) = changed(files, &from)
     {
         put(file, start, &replaced);
     }
@@ -156,7 +163,7 @@ fn items(sample: &Sample, files: &mut Files, step: &Step) {
     match step.what {
         // Some or all copies are gone.
         8 => {
-            let Some(file) = files.get_mut(&name) else {
+            let Some(file) = changed(files, &name) else {
                 return;
             };
             for (number, (from, to)) in copies.into_iter().enumerate() {
@@ -167,7 +174,7 @@ fn items(sample: &Sample, files: &mut Files, step: &Step) {
         }
         // A byte of the data.
         9 => {
-            if let (Item::Data { at, end, .. }, Some(file)) = (found, files.get_mut(&name))
+            if let (Item::Data { at, end, .. }, Some(file)) = (found, changed(files, &name))
                 && let Some(byte) = file.get_mut(at + step.at % (end - at))
             {
                 *byte = byte.wrapping_add(1 + step.much as u8 % 255);
@@ -182,12 +189,12 @@ fn items(sample: &Sample, files: &mut Files, step: &Step) {
                 return;
             };
             let piece = piece.to_vec();
-            let Some(file) = files.get_mut(&other) else {
+            let Some(file) = changed(files, &other) else {
                 return;
             };
             let before = put(file, target, &piece);
             if step.what == 11
-                && let Some(file) = files.get_mut(&name)
+                && let Some(file) = changed(files, &name)
             {
                 put(file, from, &before);
             }
@@ -234,7 +241,7 @@ fn names(files: &mut Files, step: &Step) {
 /// Overwrites a field of a record or header and makes it valid again.
 fn forge(sample: &Sample, files: &mut Files, step: &Step) {
     let (name, found) = item(sample, step.which);
-    let Some(file) = files.get_mut(&name) else {
+    let Some(file) = changed(files, &name) else {
         return;
     };
     let values = [0, 1, step.much as u64, u64::MAX, u64::MAX >> 1, 8 << 20];

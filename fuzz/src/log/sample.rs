@@ -1,17 +1,17 @@
 //! Whole logs to be altered, made by the log itself, with all that they were on the way.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use epoch_log::storage::Storage;
 use epoch_log::{
     Content, DiskIdentity, Epoch, EpochLog, Extent, ExtentKind, LogError, LogState, Mode,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::place::scratch;
+use super::memory::Memory;
 use super::records::{Item, Placed, SECTOR, items};
-use super::{Files, open, said};
+use super::{Files, content, open, said};
 
 /// Disk, offset, length, kind, checksum of the data.
 type Change = (u16, u64, u64, ExtentKind, u64);
@@ -73,8 +73,9 @@ impl Sample {
         let mut whole = files.keys().eq(self.files.keys());
         for (name, items) in &self.items {
             let (before, now) = (&self.files[name], files.get(name));
+            let untouched = now.is_some_and(|now| Arc::ptr_eq(now, before));
             let same = |(from, to): (usize, usize)| {
-                now.is_some_and(|now| now.get(from..to) == before.get(from..to))
+                untouched || now.is_some_and(|now| now.get(from..to) == before.get(from..to))
             };
             for Placed { item, sequence } in items {
                 let any = item.copies().into_iter().any(same);
@@ -136,22 +137,22 @@ pub fn durable(log: &EpochLog) -> Result<Durable, LogError> {
 /// All whole logs.
 pub fn samples() -> &'static [Sample] {
     static SAMPLES: OnceLock<Vec<Sample>> = OnceLock::new();
-    SAMPLES.get_or_init(|| vec![many_segments(), one_segment(), reused(), taken_over()])
+    SAMPLES.get_or_init(|| vec![many_segments(1), one_segment(2), reused(3), taken_over(4)])
 }
 
 /// A log that is being made.
 struct Making {
-    dir: tempfile::TempDir,
+    storage: Arc<dyn Storage>,
     log: Option<EpochLog>,
     history: BTreeMap<u64, Durable>,
 }
 
 impl Making {
-    fn new() -> Self {
-        let dir = scratch();
-        let log = Some(open(dir.path()).unwrap());
+    fn new(seed: u64) -> Self {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::holding(&Files::new(), seed));
+        let log = Some(open(&storage).unwrap());
         let mut making = Self {
-            dir,
+            storage,
             log,
             history: BTreeMap::new(),
         };
@@ -161,8 +162,8 @@ impl Making {
 
     /// Writes down what is true now, under the number of the newest record.
     fn note(&mut self) {
-        let files = files(self.dir.path());
-        let newest = files.values().flat_map(|file| items(file));
+        let files = segments(self.storage.as_ref());
+        let newest = files.values().flat_map(|file| items(file.as_slice()));
         let newest = newest.map(|placed| placed.sequence).max().unwrap();
         let now = durable(self.log.as_ref().unwrap()).unwrap();
         self.history.insert(newest, now);
@@ -200,16 +201,16 @@ impl Making {
 
     fn reopen(&mut self) {
         self.log = None;
-        self.log = Some(open(self.dir.path()).unwrap());
+        self.log = Some(open(&self.storage).unwrap());
         self.note();
     }
 
     fn finish(mut self) -> Sample {
         self.log = None;
-        let files = files(self.dir.path());
+        let files = segments(self.storage.as_ref());
         let items = files
             .iter()
-            .map(|(name, bytes)| (name.clone(), items(bytes)))
+            .map(|(name, bytes)| (name.clone(), items(bytes.as_slice())))
             .collect();
         Sample {
             files,
@@ -219,16 +220,15 @@ impl Making {
     }
 }
 
-fn files(dir: &Path) -> Files {
-    let mut files = Files::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if name.ends_with(".seg") {
-            files.insert(name, std::fs::read(entry.path()).unwrap());
-        }
-    }
-    files
+fn segments(storage: &dyn Storage) -> Files {
+    let names = storage.names().unwrap();
+    let segments = names.into_iter().filter(|name| name.ends_with(".seg"));
+    segments
+        .map(|name| {
+            let bytes = content(storage, &name);
+            (name, Arc::new(bytes))
+        })
+        .collect()
 }
 
 fn data(disk: u16, offset: u64, bytes: &[u8]) -> Extent<'_> {
@@ -258,8 +258,8 @@ fn pattern(len: usize, fill: u8) -> Vec<u8> {
 }
 
 /// Several segments with applied, unapplied and uncommitted epochs.
-fn many_segments() -> Sample {
-    let mut making = Making::new();
+fn many_segments(seed: u64) -> Sample {
+    let mut making = Making::new(seed);
     making.raise("host-a");
     for (number, len) in [(1, 1000), (2, 6000), (3, 300), (4, 5000), (5, 2500)] {
         let long = pattern(len, number);
@@ -283,8 +283,8 @@ fn many_segments() -> Sample {
 }
 
 /// One short segment: changes of the state, an epoch without data, one that waits.
-fn one_segment() -> Sample {
-    let mut making = Making::new();
+fn one_segment(seed: u64) -> Sample {
+    let mut making = Making::new(seed);
     making.call(|log| log.set_mode(Mode::Async { holder: None }));
     making.commit(None);
     making.append(0, &[data(0, 0, &pattern(512, 1)), clear(Content::Hole)]);
@@ -293,8 +293,8 @@ fn one_segment() -> Sample {
 }
 
 /// Segments that were written over older ones, all applied but the last epoch.
-fn reused() -> Sample {
-    let mut making = Making::new();
+fn reused(seed: u64) -> Sample {
+    let mut making = Making::new(seed);
     making.raise("host-a");
     for number in 0..8 {
         making.append(0, &[data(0, 512, &pattern(7000, number))]);
@@ -307,8 +307,8 @@ fn reused() -> Sample {
 }
 
 /// Two takeovers, data that was given up, a log that was opened again, sync mode at the end.
-fn taken_over() -> Sample {
-    let mut making = Making::new();
+fn taken_over(seed: u64) -> Sample {
+    let mut making = Making::new(seed);
     making.raise("host-a");
     making.append(0, &[data(0, 0, &pattern(100, 1))]);
     making.commit(Some("host-b"));
