@@ -44,13 +44,15 @@ pub fn run(data: &[u8]) {
     check(stream, &whole);
 }
 
-/// Cuts of 1 to `cut` + 1 bytes.
+/// Cuts of 1 to `cut` + 1 bytes; a long stream in longer ones, not to be all day at it.
 fn pieces(mut stream: &[u8], cut: u8) -> Vec<&[u8]> {
     let mut pieces = Vec::new();
     let mut state = usize::from(cut);
+    let unit = 1 + stream.len() / 1024;
     while !stream.is_empty() {
         state = state.wrapping_mul(31).wrapping_add(17);
-        let len = (1 + state % (usize::from(cut) + 1)).min(stream.len());
+        let len = unit * (1 + state % (usize::from(cut) + 1));
+        let len = len.min(stream.len());
         let (piece, rest) = stream.split_at(len);
         pieces.push(piece);
         stream = rest;

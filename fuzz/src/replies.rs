@@ -198,11 +198,11 @@ impl<'a> Reader<'a> {
     }
 
     fn number(&mut self, len: usize) -> Option<u64> {
-        let bytes = self.bytes(len)?;
-        Some(
-            bytes
-                .iter()
-                .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
-        )
+        Some(match *self.bytes(len)? {
+            [a, b] => u16::from_be_bytes([a, b]).into(),
+            [a, b, c, d] => u32::from_be_bytes([a, b, c, d]).into(),
+            [a, b, c, d, e, f, g, h] => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            _ => panic!("no number has {len} bytes"),
+        })
     }
 }

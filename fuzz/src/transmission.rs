@@ -14,6 +14,8 @@ use crate::replies::{self, Asked};
 
 /// Larger replies cost time and show nothing new.
 const MAX_REPLY: u32 = 1 << 16;
+/// Bytes of replies after which an input has shown what it can.
+const MAX_REPLIES: usize = 256 << 10;
 
 /// Runs one input.
 pub fn run(data: &[u8]) {
@@ -26,7 +28,7 @@ pub fn run(data: &[u8]) {
     let mut size = info.size;
     let mut out = Vec::new();
     let mut asked = HashMap::new();
-    let mut answered = 0_u32;
+    let mut answered = 0;
     while let Ok(Some(request)) = rules.parse(stream) {
         let head = agreed.headers.request_len();
         let payload_len = request.payload_len as usize;
@@ -55,9 +57,9 @@ pub fn run(data: &[u8]) {
         // One by one, so that a cookie can be used again.
         let left = replies::check(agreed.headers, &out, &mut asked);
         assert!(left.is_empty() && asked.is_empty(), "no whole reply");
+        answered += out.len();
         out.clear();
-        answered += 1;
-        if answered > 1000 {
+        if answered > MAX_REPLIES {
             break;
         }
     }
