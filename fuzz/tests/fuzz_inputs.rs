@@ -11,7 +11,9 @@ use std::path::Path;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use fuzz_targets::{checkpoint, configuration, control, log, negotiation, session, transmission};
+use fuzz_targets::{
+    bounds, checkpoint, configuration, control, log, negotiation, session, transmission,
+};
 
 /// The inputs that are kept for a target.
 fn kept(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -52,17 +54,25 @@ fn changed(input: &[u8], rng: &mut StdRng) -> Vec<u8> {
 fn runs(target: &str, run: fn(&[u8]), more: usize) {
     let inputs = kept(target);
     for (name, input) in &inputs {
-        eprintln!("{name}");
-        run(input);
+        try_one(run, input, name);
     }
     let mut rng = StdRng::seed_from_u64(1);
     for index in 0..more {
-        let input = changed(&inputs[index % inputs.len()].1, &mut rng);
-        eprintln!(
-            "{target}, made from {}: {input:02x?}",
-            inputs[index % inputs.len()].0
-        );
-        run(&input);
+        let (name, input) = &inputs[index % inputs.len()];
+        try_one(run, &changed(input, &mut rng), name);
+    }
+}
+
+/// Runs an input and shows it if it fails. With FUZZ_SHOW it is shown before, as too much memory ends the process.
+fn try_one(run: fn(&[u8]), input: &[u8], from: &str) {
+    let show = || eprintln!("{from}, or made from it: {input:02x?}");
+    if std::env::var_os("FUZZ_SHOW").is_some() {
+        show();
+    }
+    let ended = std::panic::catch_unwind(|| bounds::within(run, input));
+    if let Err(panic) = ended {
+        show();
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -98,7 +108,12 @@ fn the_checkpoint_channel_takes_every_kept_input() {
 
 #[test]
 fn the_log_takes_every_kept_input() {
-    runs("log", log::run, 10_000);
+    runs("log", log::run, 20_000);
+}
+
+#[test]
+fn a_log_of_real_files_takes_every_kept_input() {
+    runs("log", log::run_with_files, 500);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Fuzz target; what it does and checks is in `src/log.rs` of the package above.
 #![no_main]
 
+use fuzz_targets::{bounds, log};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| fuzz_targets::log::run(data));
+fuzz_target!(|data: &[u8]| bounds::within(log::run, data));

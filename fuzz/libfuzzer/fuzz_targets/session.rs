@@ -1,6 +1,7 @@
 //! Fuzz target; what it does and checks is in `src/session.rs` of the package above.
 #![no_main]
 
+use fuzz_targets::{bounds, session};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| fuzz_targets::session::run(data));
+fuzz_target!(|data: &[u8]| bounds::within(session::run, data));
