@@ -38,8 +38,8 @@ faults: build guest ## the fault matrix, so many runs (RUNS=2000 or PER_CELL=5, 
 	  $(if $(PER_CELL),--per-cell $(PER_CELL),--runs $(or $(RUNS),2000)) \
 	  --results $(TARGET)/faults.jsonl --ledger docs/faults.tsv --build "$$(tests/scripts/build-name.sh)" $(ARGS)
 
-fuzz: ## every fuzz target for so long each (SECONDS=60)
-	@tests/scripts/fuzz.sh $(or $(SECONDS),60)
+fuzz: ## every fuzz target for so long (SECONDS=60) or so often each (RUNS=20000000)
+	@tests/scripts/fuzz.sh $(if $(RUNS),--runs $(RUNS)) $(SECONDS)
 
 model: setup ## explore the commit protocol, the table of docs/testing.md (ARGS="--faults 3 --seconds 3600")
 	@cargo run --quiet --package model -- $(ARGS)

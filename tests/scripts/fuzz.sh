@@ -1,39 +1,115 @@
 #!/usr/bin/env bash
-# Runs each fuzz target for so many seconds (first argument, 60), or only those named after it. Needs cargo-fuzz; it builds with the
-# installed toolchain, so no nightly. What is found in passing is kept in fuzz/corpus, which is not checked in. An input that fails is
-# shown and written to fuzz/libfuzzer/artifacts: copy it to fuzz/failed/TARGET, where `cargo test -p fuzz-targets` runs it from then on.
+# Runs each fuzz target, or only those that are named: tests/scripts/fuzz.sh [--runs N] [SECONDS] [TARGET...]
+# A target ends after N executions or after so many seconds, whichever comes first; without either it runs for 60 seconds.
 #
-# An input fails if it panics, takes more than a second (FUZZ_TIMEOUT), or allocates more than 64 MiB at once (FUZZ_MALLOC_MIB); the
-# whole process may have 512 MiB (FUZZ_RSS_MIB).
+# Needs cargo-fuzz; it builds with the installed toolchain, so no nightly. What is found in passing is kept in fuzz/corpus; counts go to
+# fuzz/results/counts.tsv, with a hash of the program, as only executions of the same program add up; what libFuzzer says goes to
+# fuzz/results/TARGET.log. None of that is checked in. An input that fails is shown and written to fuzz/libfuzzer/artifacts: copy it to
+# fuzz/failed/TARGET, where `cargo test -p fuzz-targets` runs it from then on. Ctrl-C ends the target that runs, with its counts, and
+# all after it.
+#
+# An input fails if it panics, keeps its thread busy for more than a second, is not done after 10 seconds (FUZZ_TIMEOUT) however busy
+# the machine is, or if the process holds more than 64 MiB (fuzz/src/bounds.rs); with what libFuzzer keeps it may have 512 MiB
+# (FUZZ_RSS_MIB). FUZZ_CORPUS is a directory with more inputs to begin with, in a directory for each target. FUZZ_PROGRAMS is one
+# with programs that are built already.
 set -euo pipefail
 
 die() { echo "tests/scripts/fuzz.sh: $*" >&2; exit 1; }
+is_number() { case $1 in "" | *[!0-9]*) return 1 ;; esac; }
 
-seconds=${1:-60}
-shift || true
-case $seconds in "" | *[!0-9]*) die "'$seconds' is no number of seconds" ;; esac
+runs=
+if [ "${1:-}" = --runs ]; then
+  is_number "${2:-}" || die "'${2:-}' is no number of executions"
+  runs=$2
+  shift 2
+fi
+seconds=
+if is_number "${1:-}"; then
+  seconds=$1
+  shift
+fi
+[ -n "$runs$seconds" ] || seconds=60
 cd "$(dirname "${BASH_SOURCE[0]}")/../../fuzz"
-cargo fuzz --version >/dev/null 2>&1 || die "cargo-fuzz is missing; install it with \`cargo install cargo-fuzz --locked\`"
 
-# libFuzzer's hooks are options of the compiler that are not stable. The code has next to no unsafe blocks, so an address
-# sanitizer would cost more runs than it could find faults.
-export RUSTC_BOOTSTRAP=1
-fuzz() { cargo fuzz "$1" --fuzz-dir libfuzzer --sanitizer none "${@:2}"; }
+[ $# -gt 0 ] || set -- control checkpoint configuration transmission negotiation session log session_threads
+for target in "$@"; do
+  [ -f "libfuzzer/fuzz_targets/$target.rs" ] || die "there is no target '$target'"
+done
 
-[ $# -gt 0 ] || set -- negotiation transmission session session_threads control checkpoint log configuration
-fuzz build
+programs=${FUZZ_PROGRAMS:-}
+if [ -z "$programs" ]; then
+  cargo fuzz --version >/dev/null 2>&1 || die "cargo-fuzz is missing; install it with \`cargo install cargo-fuzz --locked\`"
+  # libFuzzer's hooks are options of the compiler that are not stable. The code has next to no unsafe blocks, so an address
+  # sanitizer would cost more runs than it could find faults.
+  RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir libfuzzer --sanitizer none
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  programs=${CARGO_TARGET_DIR:-libfuzzer/target}/$host/release
+fi
+
+# Inputs that are longer show nothing new. Of the handshake one may have an option that is too long for it.
+longest() {
+  case $1 in
+    log) echo 64 ;;
+    session*) echo 2000 ;;
+    negotiation) echo 20500 ;;
+    *) echo 4096 ;;
+  esac
+}
+
+# A number that libFuzzer prints at the end.
+stat() { sed -n "s/^stat::$2: *//p" "$1" | tail -n 1; }
+
+fuzzer=
+stopped=
+stop() {
+  stopped=1
+  [ -z "$fuzzer" ] || kill -USR1 "$fuzzer" 2>/dev/null || true
+}
+trap stop INT TERM
+
+mkdir -p results
 code=0
 for target in "$@"; do
+  [ -z "$stopped" ] || break
   inputs=${target%_threads}
-  [ -d "seeds/$inputs" ] || die "there is no target $target"
-  mkdir -p "corpus/$inputs" "failed/$inputs"
-  echo "== $target, $seconds s"
-  log=$(mktemp)
-  fuzz run "$target" "corpus/$inputs" "seeds/$inputs" "failed/$inputs" -- \
-    -max_total_time="$seconds" -max_len=20000 -timeout="${FUZZ_TIMEOUT:-1}" \
-    -malloc_limit_mb="${FUZZ_MALLOC_MIB:-64}" -rss_limit_mb="${FUZZ_RSS_MIB:-512}" -print_final_stats=1 >"$log" 2>&1 || code=1
-  grep -E '^(stat::|SUMMARY)|DONE|panicked|left:|right:|Test unit written' "$log" || tail -n 20 "$log"
-  rm -f "$log"
+  mkdir -p "corpus/$inputs" "failed/$inputs" "libfuzzer/artifacts/$target"
+  folders=("corpus/$inputs" "seeds/$inputs" "failed/$inputs")
+  [ ! -d "${FUZZ_CORPUS:-/nonexistent}/$inputs" ] || folders+=("$FUZZ_CORPUS/$inputs")
+  echo "== $target: ${runs:+$runs executions}${runs:+${seconds:+ or }}${seconds:+$seconds s}"
+  log=results/$target.log
+  program=$programs/$target
+  hash=$(sha256sum "$program" | cut -c 1-12)
+  start=$SECONDS
+  result=good
+  # In the background, so that a signal reaches this script at once.
+  "$program" "${folders[@]}" -max_len="$(longest "$target")" -timeout="${FUZZ_TIMEOUT:-10}" \
+    -rss_limit_mb="${FUZZ_RSS_MIB:-512}" -reload=0 -print_final_stats=1 -artifact_prefix="libfuzzer/artifacts/$target/" \
+    ${runs:+-runs="$runs"} ${seconds:+-max_total_time="$seconds"} >"$log" 2>&1 &
+  fuzzer=$!
+  # A signal ends the wait, not yet the fuzzer, which says its numbers before it ends.
+  status=0
+  wait "$fuzzer" || status=$?
+  while kill -0 "$fuzzer" 2>/dev/null; do
+    status=0
+    wait "$fuzzer" || status=$?
+  done
+  fuzzer=
+  [ "$status" = 0 ] || [ -n "$stopped" ] || result=failed
+  ! grep -aq '^SUMMARY' "$log" || result=failed
+  took=$((SECONDS - start))
+  executions=$(stat "$log" number_of_executed_units)
+  slowest=$(sed -n 's/^slowest input so far: //p' "$log" | tail -n 1)
+  wall=$(stat "$log" slowest_unit_time_sec)
+  if [ "$result" = failed ]; then
+    code=1
+    grep -aE '^SUMMARY|panicked|left:|right:|memory allocation|Test unit written' "$log" || tail -n 20 "$log"
+  fi
+  counts=results/counts.tsv
+  [ -s "$counts" ] || printf 'ended\ttarget\tprogram\texecutions\tseconds\tslowest\tresult\n' >"$counts"
+  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$target" "$hash" "${executions:-0}" "$took" "${slowest:-below 1 ms}" "$result" >>"$counts"
+  all=$(awk -F '\t' -v target="$target" -v hash="$hash" '$2 == target && $3 == hash { all += $4 } END { printf "%.0f", all }' "$counts")
+  echo "$target: ${executions:-0} executions in $took s, slowest input ${slowest:-below 1 ms} of CPU time and ${wall:-?} s in all: $result;" \
+    "with this program $all so far"
 done
-[ "$code" = 0 ] || echo "a target failed; see fuzz/libfuzzer/artifacts" >&2
+[ "$code" = 0 ] || echo "a target failed; see fuzz/results and fuzz/libfuzzer/artifacts" >&2
 exit "$code"
