@@ -48,7 +48,7 @@ pub enum Rhythm {
 /// a takeover.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Protection {
+pub struct ProtectionPolicy {
     /// Standbys, in order of preference.
     pub standby: Vec<ChannelAddress>,
     /// Milliseconds between the start of two checkpoints, 1 to 60000.
@@ -184,7 +184,7 @@ pub struct StandbyConfig {
     pub insecure: bool,
     /// How the VM is protected again once it runs here. Without it, it runs on unprotected.
     #[serde(default)]
-    pub protect: Option<Protection>,
+    pub protect: Option<ProtectionPolicy>,
     /// The VM, described as at its source.
     pub vm: VmDescription,
 }
@@ -232,7 +232,7 @@ pub enum ConfigError {
     NoStandby,
 }
 
-impl Protection {
+impl ProtectionPolicy {
     /// What a VM has that is not protected again after a takeover: it runs on, and nothing is held.
     pub(crate) fn none() -> Self {
         Self {
@@ -304,8 +304,8 @@ impl ProtectConfig {
     }
 
     /// Its keys that a standby has in its section `[protect]`.
-    pub fn protection(&self) -> Protection {
-        Protection {
+    pub fn protection(&self) -> ProtectionPolicy {
+        ProtectionPolicy {
             standby: self.standby.clone(),
             interval_ms: self.interval_ms,
             rhythm: self.rhythm,

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::checkpoint_channel::Kind;
 use crate::command::Command;
 use crate::commit::{Action, Event, Phase, Source};
-use crate::config::{OnStandbyLoss, Protection};
+use crate::config::{OnStandbyLoss, ProtectionPolicy};
 use crate::ending::{Ending, FAREWELL_LIMIT, POWER_DOWN_LIMIT, until};
 use crate::failpoints;
 use crate::gateway_task::{self, Place};
@@ -32,8 +32,6 @@ use crate::vm_task;
 
 /// Requests to one task that wait; each task has at most a handful under way.
 const QUEUE: usize = 16;
-/// A guest that was taken over announces itself to the network so long; a gate would keep that back.
-const ANNOUNCING: Duration = Duration::from_millis(700);
 /// The last packets of a guest that powered off get so long to leave.
 const LAST_PACKETS: Duration = Duration::from_millis(200);
 
@@ -68,7 +66,7 @@ struct Times {
 }
 
 pub(crate) struct SourceLoop {
-    protection: Protection,
+    protection: ProtectionPolicy,
     timing: Timing,
     reporter: Reporter,
     place: Place,
@@ -112,7 +110,7 @@ pub(crate) struct SourceLoop {
 
 impl SourceLoop {
     pub(crate) fn new(
-        protection: Protection,
+        protection: ProtectionPolicy,
         timing: Timing,
         reporter: Reporter,
         running: Running,
@@ -209,7 +207,10 @@ impl SourceLoop {
         let mut attach_at = None;
         match self.gate {
             Gate::There(_) => self.seek_standby(),
-            Gate::Later { .. } => attach_at = Some(tokio::time::Instant::now() + ANNOUNCING),
+            // A gate would keep the announcement back.
+            Gate::Later { .. } => {
+                attach_at = Some(tokio::time::Instant::now() + SourceVm::ANNOUNCING);
+            }
         }
         loop {
             let due = self.checkpoint_due_at();

@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::address::Listener;
 use crate::command::Command;
-use crate::config::{Protection, StandbyConfig};
+use crate::config::{ProtectionPolicy, StandbyConfig};
 use crate::ending::Ending;
 use crate::handshake::refuse;
 use crate::link::Timing;
@@ -25,7 +25,10 @@ pub(crate) async fn run(
     commands: mpsc::Receiver<Command>,
     stop: watch::Receiver<u32>,
 ) -> Ending {
-    let protection = config.protect.clone().unwrap_or_else(Protection::none);
+    let protection = config
+        .protect
+        .clone()
+        .unwrap_or_else(ProtectionPolicy::none);
     let timing = Timing::new(config.heartbeat_ms, config.suspicion_ms);
     let group = running.place.group.clone();
     let source = SourceLoop::new(protection, timing, reporter.clone(), running);

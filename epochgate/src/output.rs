@@ -52,6 +52,16 @@ pub(crate) fn percentile(sorted: &[u64], p: usize) -> u64 {
     }
 }
 
+/// Microseconds in milliseconds, as the JSON of benches has them: `p50`, `p99`, `max`.
+pub(crate) fn spread(mut us: Vec<u64>) -> serde_json::Value {
+    us.sort_unstable();
+    serde_json::json!({
+        "p50": millis(percentile(&us, 50)),
+        "p99": millis(percentile(&us, 99)),
+        "max": millis(percentile(&us, 100)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use coordinator::config::{Output, Protection};
+use coordinator::config::{Output, ProtectionPolicy};
 use coordinator::{ProtectConfig, StandbyConfig};
 use nbd_server::GatewayConfig;
 use nbd_server::access::Pattern;
@@ -146,7 +146,7 @@ fn standby(text: &str) {
 }
 
 /// A gate is in front of every interface whose packets are to be held.
-fn held(protection: &Protection, vm: &VmDescription) {
+fn held(protection: &ProtectionPolicy, vm: &VmDescription) {
     assert!((1..=65_536).contains(&protection.output_limit_mib));
     if protection.output == Output::Hold {
         let netdevs = vm.gated_netdevs().expect("the check has looked at them");

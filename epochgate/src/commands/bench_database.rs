@@ -15,7 +15,7 @@ use crate::bench::output::output;
 use crate::cli::database::DatabaseBenchArgs;
 use crate::database::stand::{Failover, Stand, keep};
 use crate::lab::chain::Checkpoints;
-use crate::output::{millis, percentile};
+use crate::output::spread;
 
 /// The database has its first pages, and each client its connection.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -208,13 +208,4 @@ fn text(summary: &Value) -> String {
 #[allow(clippy::cast_precision_loss, reason = "shown with two digits")]
 fn ratio(a: u64, b: u64) -> f64 {
     (a as f64 / b.max(1) as f64 * 100.0).round() / 100.0
-}
-
-fn spread(mut us: Vec<u64>) -> Value {
-    us.sort_unstable();
-    json!({
-        "p50": millis(percentile(&us, 50)),
-        "p99": millis(percentile(&us, 99)),
-        "max": millis(percentile(&us, 100)),
-    })
 }

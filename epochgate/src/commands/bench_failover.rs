@@ -21,7 +21,7 @@ use crate::lab::seen::Seen;
 use crate::lab::site::is_interruption;
 use crate::lab::witness::Verdict;
 use crate::lab::{Site, Who};
-use crate::output::{millis, percentile};
+use crate::output::spread;
 
 /// A kill from outside, at an instant that no step of the commit decides.
 const RANDOM: &str = "random";
@@ -272,13 +272,4 @@ impl Tally {
             println!("FAILED  {failure}");
         }
     }
-}
-
-fn spread(mut us: Vec<u64>) -> Value {
-    us.sort_unstable();
-    json!({
-        "p50": millis(percentile(&us, 50)),
-        "p99": millis(percentile(&us, 99)),
-        "max": millis(percentile(&us, 100)),
-    })
 }
