@@ -317,7 +317,7 @@ impl Stopped<'_> {
         *begun = None;
         let (early, stream) = (early?, stream?);
         let late = tracker.scan(pages).await?;
-        tracker.saved()?;
+        tracker.saved();
         self.parts.device_state = took;
         self.parts.scan = micros(early.scan + late.scan);
         self.parts.copy = micros(early.copy + late.copy);

@@ -1,10 +1,11 @@
-//! A thread that owns the dirty-page tracker: scanning and copying keep a core busy for milliseconds and must not hold up
-//! the device state and the seal, which run beside them on the async runtime.
+//! A thread for the dirty-page tracker: scanning and copying keep a core busy for milliseconds and must not hold up
+//! the device state and the seal, which run beside them on the async runtime. A scan that is known to be [quick](QUICK) is done
+//! where it is asked for: the way to the thread and back takes a third as long.
 //!
 //! What a scan found counts as clean in the kernel from then on, so it must not get lost if the checkpoint fails. It stays
 //! *pending* here, and is part of every further copy, until the checkpoint was saved.
 
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use crate::dirty_pages::{DirtyTracker, TrackerKind};
 use crate::error::{Error, Result};
 use crate::guest_ram::GuestRam;
 use crate::page_set::{PAGE, PAGE_SIZE, PageRange, PageSet};
+
+/// Guest memory, in bytes, up to which a cheap scan is quick: it takes half a millisecond then.
+const QUICK: u64 = 1 << 30;
 
 /// How far a base copy is. Make a new one for each base copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +56,6 @@ enum Request {
         oneshot::Sender<(PageSet, Result<BaseCursor>)>,
     ),
     Scan(PageSet, oneshot::Sender<(PageSet, Result<ScanTimes>)>),
-    Saved,
 }
 
 /// The thread's handle; the thread ends with it.
@@ -60,6 +63,9 @@ enum Request {
 pub(crate) struct TrackerThread {
     kind: TrackerKind,
     rescan_is_cheap: bool,
+    /// Whether scans are done without the thread.
+    quick: bool,
+    worker: Arc<Mutex<Worker>>,
     /// None only while it is dropped.
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -69,15 +75,19 @@ impl TrackerThread {
     pub(crate) fn new(tracker: Box<dyn DirtyTracker>, ram: Arc<GuestRam>) -> Self {
         let (requests, inbox) = mpsc::channel();
         let (kind, rescan_is_cheap) = (tracker.kind(), tracker.rescan_is_cheap());
-        let worker = Worker {
+        let quick = rescan_is_cheap && ram.len() <= QUICK;
+        let worker = Arc::new(Mutex::new(Worker {
             tracker,
             ram,
             pending: Vec::new(),
-        };
-        let thread = std::thread::spawn(move || worker.serve(&inbox));
+        }));
+        let served = Arc::clone(&worker);
+        let thread = std::thread::spawn(move || serve(&served, &inbox));
         TrackerThread {
             kind,
             rescan_is_cheap,
+            quick,
+            worker,
             requests: Some(requests),
             thread: Some(thread),
         }
@@ -114,6 +124,9 @@ impl TrackerThread {
 
     /// Scans and appends what was written, with its content, to `pages`.
     pub(crate) async fn scan(&self, pages: &mut PageSet) -> Result<ScanTimes> {
+        if self.quick {
+            return lock(&self.worker).scan(pages);
+        }
         let (answer, result) = oneshot::channel();
         self.ask(Request::Scan(std::mem::take(pages), answer))?;
         let (filled, outcome) = result.await.map_err(|_| self.gone())?;
@@ -122,8 +135,8 @@ impl TrackerThread {
     }
 
     /// The caller holds all that was scanned so far.
-    pub(crate) fn saved(&self) -> Result<()> {
-        self.ask(Request::Saved)
+    pub(crate) fn saved(&self) {
+        lock(&self.worker).pending.clear();
     }
 
     fn ask(&self, request: Request) -> Result<()> {
@@ -153,6 +166,7 @@ impl Drop for TrackerThread {
     }
 }
 
+#[derive(Debug)]
 struct Worker {
     tracker: Box<dyn DirtyTracker>,
     ram: Arc<GuestRam>,
@@ -160,28 +174,33 @@ struct Worker {
     pending: Vec<PageRange>,
 }
 
-impl Worker {
-    fn serve(mut self, inbox: &mpsc::Receiver<Request>) {
-        // An answer that nobody waits for is fine: what it found stays pending.
-        while let Ok(request) = inbox.recv() {
-            match request {
-                Request::Start(answer) => {
-                    self.pending.clear();
-                    drop(answer.send(self.tracker.start()));
-                }
-                Request::CopyBase(cursor, mut pages, answer) => {
-                    let outcome = self.copy_base(cursor, &mut pages);
-                    drop(answer.send((pages, outcome)));
-                }
-                Request::Scan(mut pages, answer) => {
-                    let outcome = self.scan(&mut pages);
-                    drop(answer.send((pages, outcome)));
-                }
-                Request::Saved => self.pending.clear(),
+/// What a panic left behind is as good as what an error leaves: all that was found is pending.
+fn lock(worker: &Mutex<Worker>) -> std::sync::MutexGuard<'_, Worker> {
+    worker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve(worker: &Mutex<Worker>, inbox: &mpsc::Receiver<Request>) {
+    // An answer that nobody waits for is fine: what it found stays pending.
+    while let Ok(request) = inbox.recv() {
+        let mut worker = lock(worker);
+        match request {
+            Request::Start(answer) => {
+                worker.pending.clear();
+                drop(answer.send(worker.tracker.start()));
+            }
+            Request::CopyBase(cursor, mut pages, answer) => {
+                let outcome = worker.copy_base(cursor, &mut pages);
+                drop(answer.send((pages, outcome)));
+            }
+            Request::Scan(mut pages, answer) => {
+                let outcome = worker.scan(&mut pages);
+                drop(answer.send((pages, outcome)));
             }
         }
     }
+}
 
+impl Worker {
     fn scan(&mut self, pages: &mut PageSet) -> Result<ScanTimes> {
         let begin = Instant::now();
         // The caller's set is empty at the first scan of a checkpoint: then what is pending must go along.
