@@ -3,6 +3,12 @@
 //! The crate's own stream is not used for two reasons: an event that its schema does not know ends its connection, and
 //! it can't put several commands into one write. Here an unknown event is skipped, and a [`Batch`] leaves in one write,
 //! so that QEMU runs `migrate` right after `stop` without a round trip between them.
+//!
+//! QEMU reads slowly ([`outbox`]), and reads the next command only when it has answered the last one, unless it was asked for
+//! *out-of-band* execution: then its monitor's thread reads on. We ask for that alone; no command is sent out of band, and
+//! the others are carried out one after the other as before.
+
+mod outbox;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,15 +21,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use qapi::qmp::{self, MigrationStatus};
-use qapi::{Command, Event as _, Execute};
+use qapi::{Command, Event as _};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::error::{Error, Result};
+use outbox::{Outbox, Text};
 
 /// Events kept for a slow reader; each checkpoint makes about five.
 const EVENT_BACKLOG: usize = 1024;
@@ -90,8 +97,7 @@ struct Shared {
 /// A QMP connection that has left negotiation mode.
 #[derive(Debug)]
 pub(crate) struct Qmp {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
-    next_id: AtomicU64,
+    outbox: tokio::sync::Mutex<Outbox>,
     shared: Arc<Shared>,
     version: String,
     reader: tokio::task::JoinHandle<()>,
@@ -100,8 +106,29 @@ pub(crate) struct Qmp {
 /// Commands that leave in one write.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    bytes: Vec<u8>,
-    due: Vec<(u64, oneshot::Sender<Answer>)>,
+    commands: Vec<Text>,
+    due: Vec<oneshot::Sender<Answer>>,
+    then: Option<Text>,
+}
+
+impl Batch {
+    /// Adds a command.
+    pub(crate) fn add<C: Command>(&mut self, command: &C) -> Result<Reply<C>> {
+        self.commands.push(Text::of(command)?);
+        let (sender, receiver) = oneshot::channel();
+        self.due.push(sender);
+        Ok(Reply {
+            receiver,
+            command: PhantomData,
+        })
+    }
+
+    /// Behind this batch, spells a command ahead that is likely to be next: it will be carried out sooner, if it is, and not at
+    /// all if not.
+    pub(crate) fn spell_next<C: Command>(&mut self, command: &C) -> Result<()> {
+        self.then = Some(Text::of(command)?);
+        Ok(())
+    }
 }
 
 /// The answer to one command, a future.
@@ -139,14 +166,15 @@ impl Qmp {
         let reader = tokio::spawn(read_all(lines, Arc::clone(&shared)));
         let qemu = greeting.qmp.version.qemu;
         let connection = Qmp {
-            writer: tokio::sync::Mutex::new(write),
-            next_id: AtomicU64::new(0),
+            outbox: tokio::sync::Mutex::new(Outbox::new(write)),
             shared,
             version: format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro),
             reader,
         };
+        let reads_on = greeting.qmp.capabilities.iter().any(|c| c == "oob");
+        let enable = reads_on.then(|| vec![qmp::QMPCapability::oob]);
         connection
-            .execute(&qmp::qmp_capabilities { enable: None })
+            .execute(&qmp::qmp_capabilities { enable })
             .await?;
         Ok(connection)
     }
@@ -161,41 +189,29 @@ impl Qmp {
         self.shared.events.subscribe()
     }
 
-    /// Adds a command to a batch.
-    pub(crate) fn add<C: Command>(&self, batch: &mut Batch, command: &C) -> Result<Reply<C>> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        serde_json::to_writer(&mut batch.bytes, &Execute::with_id(command, id)).map_err(|e| {
-            Error::Qmp {
-                problem: e.to_string(),
-            }
-        })?;
-        batch.bytes.push(b'\n');
-        let (sender, receiver) = oneshot::channel();
-        batch.due.push((id, sender));
-        Ok(Reply {
-            receiver,
-            command: PhantomData,
-        })
-    }
-
     /// Sends a batch in one write.
     pub(crate) async fn send(&self, batch: Batch) -> Result<()> {
-        self.shared
-            .lock_waiting()
-            .as_mut()
-            .ok_or(Error::QmpClosed)?
-            .extend(batch.due);
-        let mut writer = self.writer.lock().await;
-        writer
-            .write_all(&batch.bytes)
-            .await
-            .map_err(|_| Error::QmpClosed)
+        let Batch {
+            commands,
+            due,
+            then,
+        } = batch;
+        let expect = |ids: Vec<u64>| {
+            let mut waiting = self.shared.lock_waiting();
+            waiting
+                .as_mut()
+                .ok_or(Error::QmpClosed)?
+                .extend(ids.into_iter().zip(due));
+            Ok(())
+        };
+        let mut outbox = self.outbox.lock().await;
+        outbox.send(&commands, then.as_ref(), expect).await
     }
 
     /// Sends one command and waits for its answer.
     pub(crate) async fn execute<C: Command>(&self, command: &C) -> Result<C::Ok> {
         let mut batch = Batch::default();
-        let mut reply = self.add(&mut batch, command)?;
+        let mut reply = batch.add(command)?;
         self.send(batch).await?;
         reply.answer().await
     }
@@ -306,6 +322,9 @@ struct Greeting {
 #[derive(Deserialize)]
 struct GreetingBody {
     version: qmp::VersionInfo,
+    /// Words as QEMU writes them; a newer one may have more.
+    #[serde(default)]
+    capabilities: Vec<String>,
 }
 
 /// Any line after the greeting. Unknown fields are welcome: newer QEMUs add them.
@@ -360,6 +379,7 @@ impl Shared {
             }
             return;
         }
+        let numbered = line.id.is_some();
         let waiting = line
             .id
             .and_then(|id| self.lock_waiting().as_mut()?.remove(&id));
@@ -371,10 +391,11 @@ impl Shared {
         match (waiting, answer) {
             // A caller that stopped waiting is fine.
             (Some(sender), answer) => drop(sender.send(answer)),
-            (None, Err(description)) => {
-                tracing::warn!(description, "QEMU refused a command without id")
+            (None, Err(description)) if !numbered => {
+                tracing::warn!(description, "QEMU refused what is no command")
             }
-            (None, Ok(_)) => tracing::debug!("QEMU answered a command that nobody waits for"),
+            // It was spelled ahead and not sent, or nobody waits for it any more.
+            (None, _) => tracing::debug!("QEMU answered a command that nobody waits for"),
         }
     }
 

@@ -254,8 +254,9 @@ impl SourceVm {
     async fn send_stop(&mut self) -> Result<()> {
         let qmp = self.launched.qmp();
         let mut batch = Batch::default();
-        let mut stop = qmp.add(&mut batch, &qmp::stop {})?;
+        let mut stop = batch.add(&qmp::stop {})?;
         let begun = self.device_state.begin(qmp, &mut batch)?;
+        batch.spell_next(&qmp::cont {})?;
         self.begun = Some(begun);
         qmp.send(batch).await?;
         stop.answer().await?;
@@ -343,6 +344,10 @@ impl Stopped<'_> {
         self.vm.resume().await?;
         self.parts.resume = micros(resuming.elapsed());
         self.parts.total = micros(self.began.elapsed());
+        // Most likely a checkpoint is next. A connection that is closed shows there.
+        let mut batch = Batch::default();
+        batch.spell_next(&qmp::stop {})?;
+        let _ = self.vm.launched.qmp().send(batch).await;
         Ok(self.parts)
     }
 }

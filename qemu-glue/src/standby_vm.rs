@@ -16,7 +16,7 @@ use crate::fingerprint::Fingerprint;
 use crate::guest_ram::GuestRam;
 use crate::launch::{Launched, Start};
 use crate::pause::{ResumeParts, micros};
-use crate::qmp::VmEvent;
+use crate::qmp::{Batch, VmEvent};
 use crate::source_vm::SourceVm;
 
 /// A standby QEMU, already running but without a guest. Killed when dropped.
@@ -65,7 +65,12 @@ impl StandbyVm {
             exit_on_error: None,
             uri,
         };
-        qmp.execute(&listen).await.map(drop)
+        let mut batch = Batch::default();
+        let mut listening = batch.add(&listen)?;
+        // What a takeover ends with.
+        batch.spell_next(&qmp::cont {})?;
+        qmp.send(batch).await?;
+        listening.answer().await.map(drop)
     }
 
     /// Name of the VM.

@@ -159,6 +159,38 @@ async fn a_saved_guest_goes_on_in_qemu_10() {
 }
 
 /// A whole stream of the same instant says what a saved one has to be.
+/// The next `stop`, and in a pause the next `cont`, are spelled ahead for QEMU; any other command comes in between.
+async fn other_commands_come_between(name: &str, release: Release) {
+    let mut protected = Protected::start(bench(name, release)).await;
+    for _ in 0..3 {
+        protected.checkpoint().await;
+        assert!(protected.vm.is_running().await.unwrap());
+        protected.checkpoint().await;
+        protected.vm.freeze().await.unwrap();
+        assert!(!protected.vm.is_running().await.unwrap());
+        protected.vm.resume().await.unwrap();
+        assert!(protected.vm.is_running().await.unwrap());
+        // Given up in the middle of the pause: it stays stopped, with `cont` spelled.
+        drop(protected.vm.stop().await.unwrap());
+        assert!(!protected.vm.is_running().await.unwrap());
+        protected.vm.resume().await.unwrap();
+        assert!(protected.vm.is_running().await.unwrap());
+    }
+    let before = protected.bench.report("source", 0).await;
+    let after = protected.bench.report("source", before.seq + 3).await;
+    assert!(after.run == before.run && after.memory_ok, "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_commands_come_between_checkpoints_of_the_installed_qemu() {
+    other_commands_come_between("between", Release::Installed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_commands_come_between_checkpoints_of_qemu_10() {
+    other_commands_come_between("between10", Release::Ten).await;
+}
+
 async fn a_saved_stream_is_the_migrated_one(name: &str, release: Release, extra: &[&str]) {
     let mut bench = bench(name, release);
     bench

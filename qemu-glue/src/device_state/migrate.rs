@@ -70,16 +70,13 @@ impl DeviceState for MigrateStream {
         }
         qmp.forget_migration();
         let uri = Some(unix_uri(&self.path)?);
-        qmp.add(
-            batch,
-            &qmp::migrate {
-                channels: None,
-                detach: None,
-                resume: None,
-                uri,
-            },
-        )
-        .map(Some)
+        let migrate = qmp::migrate {
+            channels: None,
+            detach: None,
+            resume: None,
+            uri,
+        };
+        batch.add(&migrate).map(Some)
     }
 
     async fn finish(&mut self, qmp: &Qmp, begun: &mut Self::Begun) -> Result<DeviceStream> {

@@ -269,7 +269,7 @@ impl DeviceState for SaveStream {
                 };
                 begun.saving = Some(Saving {
                     stops: qmp.stops(),
-                    answer: Some(qmp.add(batch, &command)?),
+                    answer: Some(batch.add(&command)?),
                 });
             }
             None => begun.migrating = Some(self.migrate.begin(qmp, batch)?),
