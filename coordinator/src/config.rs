@@ -42,6 +42,8 @@ pub enum Rhythm {
     Fixed,
     /// As soon as a packet waits to leave, `min_interval_ms` after the last one; and every `interval_ms`.
     Demand,
+    /// As on demand, but no closer together than pauses take `pause_budget_percent` of the time.
+    Adaptive,
 }
 
 /// How a VM is protected where it runs. Keys of a source's file; the section `[protect]` of a standby's, for the time after
@@ -60,6 +62,9 @@ pub struct ProtectionPolicy {
     /// Shortest distance of two checkpoints when packets wait, 1 to 60000 milliseconds.
     #[serde(default = "min_interval_ms")]
     pub min_interval_ms: u64,
+    /// The share of time that the guest may stand still in an adaptive rhythm while packets wait, 1 to 90 percent.
+    #[serde(default = "pause_budget_percent")]
+    pub pause_budget_percent: u32,
     /// Checkpoints captured and not yet committed before the next one waits, 1 to 64.
     #[serde(default = "max_in_flight")]
     pub max_in_flight: usize,
@@ -112,6 +117,9 @@ pub struct ProtectConfig {
     /// Shortest distance of two checkpoints when packets wait, 1 to 60000 milliseconds.
     #[serde(default = "min_interval_ms")]
     pub min_interval_ms: u64,
+    /// The share of time that the guest may stand still in an adaptive rhythm while packets wait, 1 to 90 percent.
+    #[serde(default = "pause_budget_percent")]
+    pub pause_budget_percent: u32,
     /// Checkpoints captured and not yet committed before the next one waits, 1 to 64.
     #[serde(default = "max_in_flight")]
     pub max_in_flight: usize,
@@ -240,6 +248,7 @@ impl ProtectionPolicy {
             interval_ms: interval_ms(),
             rhythm: Rhythm::default(),
             min_interval_ms: min_interval_ms(),
+            pause_budget_percent: pause_budget_percent(),
             max_in_flight: max_in_flight(),
             gateway_patience_ms: gateway_patience_ms(),
             on_standby_loss: OnStandbyLoss::default(),
@@ -253,6 +262,12 @@ impl ProtectionPolicy {
     fn check(&self, insecure: bool, vm: &VmDescription) -> Result<(), ConfigError> {
         in_range("interval_ms", self.interval_ms, 1, 60_000)?;
         in_range("min_interval_ms", self.min_interval_ms, 1, 60_000)?;
+        in_range(
+            "pause_budget_percent",
+            self.pause_budget_percent.into(),
+            1,
+            90,
+        )?;
         in_range("max_in_flight", self.max_in_flight as u64, 1, 64)?;
         in_range(
             "gateway_patience_ms",
@@ -310,6 +325,7 @@ impl ProtectConfig {
             interval_ms: self.interval_ms,
             rhythm: self.rhythm,
             min_interval_ms: self.min_interval_ms,
+            pause_budget_percent: self.pause_budget_percent,
             max_in_flight: self.max_in_flight,
             gateway_patience_ms: self.gateway_patience_ms,
             on_standby_loss: self.on_standby_loss,
@@ -394,6 +410,10 @@ fn interval_ms() -> u64 {
 
 fn min_interval_ms() -> u64 {
     5
+}
+
+fn pause_budget_percent() -> u32 {
+    20
 }
 
 fn delta_cache_mib() -> u64 {

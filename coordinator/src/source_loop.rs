@@ -160,12 +160,7 @@ impl SourceLoop {
         ));
         Self {
             machine: Source::new(protection.max_in_flight),
-            beat: Beat::new(
-                protection.rhythm,
-                Duration::from_millis(protection.interval_ms),
-                Duration::from_millis(protection.min_interval_ms),
-                Instant::now(),
-            ),
+            beat: Beat::new(&protection, Instant::now()),
             protection,
             timing,
             reporter,

@@ -1,6 +1,6 @@
 //! What the tasks of a source report, as events of the protocol.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qemu_glue::{Cut, OutputGate};
 
@@ -137,6 +137,7 @@ impl SourceLoop {
             disk_bytes,
         } = captured;
         let epoch = shipment.epoch;
+        self.beat.paused(Duration::from_micros(pause.total));
         emit(
             &self.reporter,
             Report::Captured {

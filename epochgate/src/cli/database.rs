@@ -31,6 +31,8 @@ pub(crate) enum Rhythm {
     Fixed,
     /// As soon as a packet waits, and every interval.
     Demand,
+    /// As on demand, within a budget of pauses.
+    Adaptive,
 }
 
 impl Rhythm {
@@ -39,6 +41,7 @@ impl Rhythm {
         match self {
             Self::Fixed => "fixed",
             Self::Demand => "demand",
+            Self::Adaptive => "adaptive",
         }
     }
 }
