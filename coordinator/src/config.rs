@@ -429,7 +429,7 @@ fn max_in_flight() -> usize {
 }
 
 fn heartbeat_ms() -> u64 {
-    50
+    25
 }
 
 fn gateway_patience_ms() -> u64 {
@@ -437,5 +437,5 @@ fn gateway_patience_ms() -> u64 {
 }
 
 fn suspicion_ms() -> u64 {
-    300
+    100
 }

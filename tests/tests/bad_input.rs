@@ -241,8 +241,8 @@ fn a_wrong_value_is_named_with_what_is_allowed() {
         ),
         (
             "protect",
-            example("vm").replace("suspicion_ms = 300", "suspicion_ms = 60"),
-            &["suspicion_ms = 60", "heartbeat_ms = 50"],
+            example("vm").replace("suspicion_ms = 100", "suspicion_ms = 60"),
+            &["suspicion_ms = 60", "heartbeat_ms = 25"],
         ),
         (
             "protect",
