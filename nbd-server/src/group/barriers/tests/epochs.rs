@@ -191,3 +191,22 @@ fn a_broken_log_stops_everything() {
         Err(Refusal::Broken)
     );
 }
+
+/// Found by the simulator (seed 2298): a log that failed at what no request waits for, such as what it says of the images.
+#[test]
+fn a_log_that_failed_by_itself_stops_everything_as_well() {
+    let mut rig = Rig::protected();
+    rig.takeover("b").unwrap();
+    rig.ask(Input::WriteWaits).unwrap();
+    assert_eq!(rig.machine.gate(), Gate::Closed);
+    let failed = Input::LogDone {
+        done: 0,
+        outcome: LogOutcome::Broken,
+    };
+    assert_eq!(
+        rig.machine.step(failed),
+        Ok(vec![Effect::Gate(Gate::Broken)])
+    );
+    let generation = rig.generation();
+    assert_eq!(rig.ask(Input::Seal { generation }), Err(Refusal::Broken));
+}
