@@ -147,6 +147,57 @@ fn a_segment_whose_removal_is_not_durable_is_freed_the_next_time() {
     log.mark_applied(next).unwrap();
 }
 
+/// Found by the simulator (seed 96600): of the renames to one name that no sync was between, a crash may keep the wrong ones.
+#[test]
+fn a_segment_that_was_not_begun_is_durably_gone_before_its_name_is_used_again() {
+    let large = || Call::Append {
+        ahead: 0,
+        extents: vec![Owned {
+            disk: 0,
+            offset: 0,
+            len: 20_000,
+            content: OwnedContent::Data(pattern(20_000, 1)),
+        }],
+    };
+    let mut looked = 0;
+    for at in 0..20 {
+        let dir = super::model::scratch();
+        let mut slot = Some(open(dir.path()).unwrap().0);
+        let commit = || Call::Commit { standby: None };
+        let applied = Call::Applied { behind: 0 };
+        for call in [large(), commit(), large(), commit(), applied] {
+            run(&mut slot, dir.path(), &call).unwrap();
+        }
+        faults::start(Some((at, ENOSPC)));
+        let refused = run(&mut slot, dir.path(), &large());
+        let mut ops = faults::stop();
+        let unfinished = match ops.get(at) {
+            Some(faults::Op::Write { name, .. }) if name.ends_with(".seg.new") => name.clone(),
+            _ => continue,
+        };
+        faults::start(None);
+        if refused.is_err() {
+            run(&mut slot, dir.path(), &large()).unwrap();
+        }
+        ops.extend(faults::stop());
+        let uses = |op: &faults::Op| match op {
+            faults::Op::Create { name } => *name == unfinished,
+            faults::Op::Rename { to, .. } => *to == unfinished,
+            _ => false,
+        };
+        let after = ops.get(at..).unwrap();
+        let again = after.iter().position(uses).expect("it is used again");
+        let between = after.get(..again).unwrap();
+        let removes =
+            |op: &faults::Op| matches!(op, faults::Op::Remove { name } if *name == unfinished);
+        let removed = between.iter().position(removes).expect("it is removed");
+        let between = between.get(removed..).unwrap();
+        assert!(between.contains(&faults::Op::SyncDir), "{after:?}");
+        looked += 1;
+    }
+    assert!(looked > 0, "no segment was begun");
+}
+
 #[test]
 fn every_failing_change_of_random_histories_is_survived() {
     let mut runner = TestRunner::new(ProptestConfig {
