@@ -333,6 +333,33 @@ mod tests {
         assert_eq!(standby.merged(), Some(Epoch(5)));
     }
 
+    /// A takeover that was refused may have been sent twice. The other copy can arrive when the same source protects its VM here
+    /// anew: the gateway gives this standby the disks, the source is fenced and yields, and this standby asks by itself.
+    #[test]
+    fn a_takeover_that_succeeds_late_is_continued_from_the_new_protection() {
+        let mut standby = holding();
+        standby.step(Event::SourceLost);
+        let reason = "the group went to sync mode".to_owned();
+        standby.step(Event::TakeoverRefused { reason });
+        standby.step(Event::SourceJoined);
+        assert_eq!(verify(&mut standby, 20), ack(20));
+        standby.step(Event::Commit3 { epoch: Epoch(20) });
+        assert_eq!(verify(&mut standby, 21), ack(21));
+        assert_eq!(standby.step(Event::SourceLost), [Action::TakeOver]);
+        for epoch in [20, 21].map(Epoch) {
+            // Where the late copy came: before or behind record 21.
+            let mut standby = standby.clone();
+            let actions = standby.step(Event::TakenOver { epoch });
+            assert_eq!(actions.last(), Some(&Action::Resume { epoch }));
+        }
+        let before = Event::TakenOver { epoch: Epoch(7) };
+        let actions = standby.step(before);
+        assert!(
+            matches!(&actions[..], [Action::Discard { .. }]),
+            "memory of the protection before is gone"
+        );
+    }
+
     #[test]
     fn a_refused_takeover_discards_the_memory() {
         let mut standby = holding();

@@ -154,6 +154,79 @@ fn each_owner_counts_for_itself() {
     seal_as(&mut rig, 1, next.0).unwrap();
 }
 
+/// A takeover that its standby gave up, as an answer to it was lost and a second one was refused, arrives at any time while the source
+/// protects anew. Under another standby it changes nothing.
+#[test]
+fn a_late_takeover_of_a_standby_that_was_replaced_changes_nothing() {
+    let mut rig = protected_by_number();
+    drain(&mut rig, 1).unwrap();
+    let stale = Err(Refusal::MemoryStale { since: Epoch(1) });
+    assert_eq!(rig.takeover("b"), stale, "while it drains");
+    rig.settle();
+    assert_eq!(rig.takeover("b"), stale);
+    let next = rig.machine.committed().next();
+    seal_as(&mut rig, 2, next.0).unwrap();
+    assert_eq!(rig.takeover("b"), stale, "before the first commit");
+    rig.commit(next, "c").unwrap();
+    let other = |epoch| Refusal::OtherHolder {
+        standby: "b".into(),
+        holder: "c".into(),
+        epoch,
+    };
+    assert_eq!(rig.takeover("b"), Err(other(next)));
+    // Also when the one who replaced it has the group.
+    rig.takeover("c").unwrap();
+    assert_eq!(rig.takeover("b"), Err(other(next)));
+    rig.ask(Input::WriteWaits).unwrap();
+    rig.settle();
+    let stale = Err(Refusal::MemoryStale { since: next });
+    assert_eq!(rig.takeover("b"), stale);
+}
+
+/// If that same standby protects anew, a late takeover is good: it has acknowledged the last committed epoch again. The failover is
+/// needless, but there is one owner, the source that lives is fenced, and the standby, asking by itself, is told the same.
+#[test]
+fn a_late_takeover_of_the_standby_that_protects_anew_fences_the_source() {
+    let mut rig = protected_by_number();
+    drain(&mut rig, 1).unwrap();
+    rig.settle();
+    let first = rig.machine.committed().next();
+    seal_as(&mut rig, 2, first.0).unwrap();
+    assert_eq!(
+        rig.takeover("b"),
+        Err(Refusal::MemoryStale { since: Epoch(1) }),
+        "what it held of before is void, and it has not acknowledged this one"
+    );
+    rig.commit(first, "b").unwrap();
+    seal_as(&mut rig, 2, first.0 + 1).unwrap();
+    let old = rig.generation();
+    let effects = rig.takeover("b").unwrap();
+    assert!(effects.contains(&Effect::DropUncommitted));
+    assert_eq!(rig.machine.owner(), Some("b"));
+    assert!(rig.generation() > old);
+    for input in [
+        Input::Commit {
+            generation: old,
+            epoch: first.next(),
+            standby: Some("b".into()),
+        },
+        Input::SealAs {
+            generation: old,
+            number: number(2, first.0 + 2),
+        },
+        Input::DrainToSync {
+            generation: old,
+            protection: Some(Protection(2)),
+        },
+    ] {
+        assert!(matches!(rig.ask(input), Err(Refusal::Fenced { .. })));
+    }
+    let answer = (rig.generation(), rig.machine.committed());
+    assert_eq!(answer.1, first);
+    assert_eq!(rig.takeover("b"), Ok(Vec::new()), "asked by itself");
+    assert_eq!((rig.generation(), rig.machine.committed()), answer);
+}
+
 /// What a source does, whose requests are carried out once or more, each copy at any later time.
 #[derive(Debug, Clone)]
 enum Event {
