@@ -64,12 +64,16 @@ fn the_seeds_reach_what_they_are_for() {
     }
 }
 
+/// So many seeds are tried for each planted mistake: the rarest needs 318 (docs/testing.md), and a change of the generator may make it need
+/// several times as many. One that is found earlier costs no more.
+const SEEDS_TO_A_MISTAKE: u64 = 2_000;
+
 #[test]
 fn every_planted_mistake_is_found() {
     for planted in Planted::ALL {
-        match first_violation(0, 400, Some(planted)) {
+        match first_violation(0, SEEDS_TO_A_MISTAKE, Some(planted)) {
             Some((seed, violation)) => println!("{planted:?}: seed {seed}: {violation}"),
-            None => panic!("{planted:?} is not found"),
+            None => panic!("{planted:?} is not found in {SEEDS_TO_A_MISTAKE} seeds"),
         }
     }
 }
