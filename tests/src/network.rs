@@ -15,6 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::die_with_parent::die_with_parent;
+use crate::waiting::wait_until;
 
 /// The guest.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
@@ -84,6 +85,32 @@ impl Lan {
             enter(&outside);
             work()
         })
+    }
+
+    /// Packets that the QEMU of a host has given to the network so far, of whatever kind. To be asked on the thread that made the network.
+    #[track_caller]
+    pub fn packets_from(&self, host: &str) -> u64 {
+        // Not /proc/net: that is the network of the process's first thread.
+        let table = std::fs::read_to_string("/proc/thread-self/net/dev").expect("/proc is there");
+        let name = format!("tap-{host}:");
+        let counts = table
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&name));
+        // What the tap has received is what QEMU has sent: bytes, packets, ...
+        counts
+            .and_then(|counts| counts.split_ascii_whitespace().nth(1)?.parse().ok())
+            .expect("the tap is there")
+    }
+
+    /// Waits until the QEMU of a host has sent so many more packets.
+    #[track_caller]
+    pub fn wait_for_more_from(&self, host: &str, more: u64) {
+        let wanted = self.packets_from(host) + more;
+        wait_until(
+            "more packets",
+            || (self.packets_from(host) >= wanted).then_some(()),
+            || format!("{} of {wanted} came from {host}", self.packets_from(host)),
+        );
     }
 
     /// Notes each frame of the guest that comes out of the switch, from now on.

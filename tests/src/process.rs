@@ -255,9 +255,18 @@ pub fn signal_pid(pid: u32, signal: Signal) {
 
 /// Whether a process runs; one that ended and was not yet waited for does not.
 pub fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-    !state.is_empty() && !state.starts_with('Z') && !state.starts_with('X')
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// Whether a process was stopped by SIGSTOP.
+pub fn is_stopped(pid: u32) -> bool {
+    state(pid) == Some('T')
+}
+
+/// Its letter in /proc (man 5 proc_pid_stat); none if there is no such process.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
 fn read(log: &Path) -> String {

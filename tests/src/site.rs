@@ -196,9 +196,15 @@ impl Site {
     /// Starts the source, and waits until its VM runs.
     #[track_caller]
     pub fn start_source(&mut self) {
+        self.start_source_with(&[]);
+    }
+
+    /// The same with settings in its environment.
+    #[track_caller]
+    pub fn start_source_with(&mut self, env: &[(&str, &str)]) {
         let config = self.file("vm.toml");
         let args = ["protect", "--json", "--config", &config];
-        let source = Process::epochgate("source", self.path(), args, &[]);
+        let source = Process::epochgate("source", self.path(), args, env);
         self.source.insert(source).event(&["vm_started"]);
     }
 

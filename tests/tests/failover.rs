@@ -2,10 +2,12 @@
 //! memory says.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use epochgate_tests::control::post;
 use epochgate_tests::process::{is_alive, signal_pid};
-use epochgate_tests::site::{Options, Site};
+use epochgate_tests::site::{Options, Site, VM};
 use epochgate_tests::waiting::wait_until;
 use rustix::process::Signal;
+use serde_json::json;
 
 fn a_killed_source_costs_nothing_that_was_committed(tracker: &'static str) {
     let mut site = Site::new(&Options {
@@ -72,4 +74,39 @@ fn a_frozen_source_that_wakes_up_is_fenced() {
     );
     assert_eq!(taken_over.run, before.run);
     site.serial("standby").must_be_content(&taken_over);
+}
+
+/// A takeover in the standby's name although nobody has suspected anything, as a copy of an earlier request that was on its way for long
+/// would be. The failover is needless and nothing more: the source that lives is fenced and yields, and the guest goes on elsewhere.
+#[test]
+fn a_late_takeover_while_all_are_alive_is_a_failover() {
+    let mut site = Site::new(&Options::default());
+    site.start_gateway(&[]);
+    site.start_source();
+    site.serial("source").at_work();
+    let standby = site.start_standby();
+    site.source().event(&["protected"]);
+    let before = site.serial("source").goes_on();
+    let qemu = site.source_qemu();
+
+    let path = format!("/v1/groups/{VM}/takeover");
+    let (status, taken) = post(&site.control(), &path, &json!({ "standby": standby }));
+    assert_eq!(status, 200, "{taken}");
+    let status = site.source().wait();
+    assert_eq!(status.code(), Some(1), "{}", site.source().log_tail());
+    assert_eq!(site.source().last_event()["event"], "fenced");
+    let committed = site.source().last_epoch("committed").unwrap();
+
+    let lost = site.standby().event(&["source_lost"]);
+    let reason = lost["reason"].as_str().unwrap();
+    assert!(reason.contains("gave the VM up"), "{reason}");
+    let again = site.standby().event(&["taken_over"]);
+    assert_eq!(again["generation"], taken["generation"], "one owner");
+    assert_eq!(again["epoch"], taken["epoch"]);
+    let resumed = site.resumed();
+    assert_eq!(taken["epoch"], resumed);
+    assert!(resumed >= committed);
+    assert!(!is_alive(qemu), "two VMs run");
+    site.serial("standby").must_be_content(&before);
+    assert_eq!(site.group()["owner"], standby);
 }
