@@ -13,6 +13,8 @@
 //! | `report_ms` | time between two reports, milliseconds | 200 |
 //! | `service` | TCP port of its service on the network, the next one belongs to it; 0: none | 0 |
 //! | `beacon` | address and port that a UDP packet is sent to every 2 ms | none |
+//! | `fill_mib` | MiB of memory that are touched at the start, and no more | 0 |
+//! | `load_mib` | instead of its usual work, a load for measurements that writes so many MiB of memory and the first disk; see `load`; 0: none | 0 |
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,7 +24,7 @@ use std::path::{Path, PathBuf};
 pub enum ConfigError {
     /// No such setting.
     #[error(
-        "there is no setting {0:?}; known are disks, blocks, writers, rate, mem_mib, dirty, seed, ops, report_ms, service, beacon"
+        "there is no setting {0:?}; known are disks, blocks, writers, rate, mem_mib, dirty, seed, ops, report_ms, service, beacon, fill_mib, load_mib"
     )]
     Unknown(String),
     /// A number was expected.
@@ -64,6 +66,8 @@ pub struct Config {
     pub report_ms: u64,
     pub service: u16,
     pub beacon: Option<SocketAddr>,
+    pub fill_mib: usize,
+    pub load_mib: usize,
 }
 
 impl Default for Config {
@@ -80,6 +84,8 @@ impl Default for Config {
             report_ms: 200,
             service: 0,
             beacon: None,
+            fill_mib: 0,
+            load_mib: 0,
         }
     }
 }
@@ -149,6 +155,8 @@ impl Config {
             "dirty" => self.dirty = size(0)?,
             "seed" => self.seed = number(0)?,
             "ops" => self.ops = number(0)?,
+            "fill_mib" => self.fill_mib = size(0)?,
+            "load_mib" => self.load_mib = size(0)?,
             "report_ms" => self.report_ms = number(1)?,
             "service" => {
                 let port = value.parse().ok().filter(|&port| port < u16::MAX);

@@ -14,6 +14,7 @@ mod config;
 mod discard;
 mod disk;
 mod judge;
+mod load;
 mod memory;
 mod report;
 mod rng;
@@ -42,6 +43,8 @@ enum WitnessError {
     Disk(#[source] DiskError),
     #[error("the service on the network could not be started")]
     Service(#[source] std::io::Error),
+    #[error("the load could not be started")]
+    Load(#[source] std::io::Error),
     #[error("a worker thread could not be started")]
     Spawn(#[source] std::io::Error),
     #[error("a worker thread panicked")]
@@ -84,6 +87,12 @@ fn run(config: &Config) -> Result<bool, WitnessError> {
     }
     if let Some(to) = config.beacon {
         service::beacon(to).map_err(WitnessError::Service)?;
+    }
+    // Held until the end: it is there to be mapped.
+    let _filling = load::fill(config.fill_mib);
+    if config.load_mib != 0 {
+        load::run(config.load_mib, &disks).map_err(WitnessError::Load)?;
+        return Ok(true);
     }
 
     let mut workers = Vec::new();
