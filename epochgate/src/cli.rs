@@ -1,7 +1,9 @@
 //! The command line: names, arguments and help texts. What they do is in `commands/`.
 
 pub(crate) mod bench;
+pub(crate) mod checkpoint;
 pub(crate) mod database;
+pub(crate) mod overhead;
 
 use std::path::PathBuf;
 
@@ -393,8 +395,10 @@ pub(crate) struct DemoArgs {
 pub(crate) enum BenchCommand {
     /// Kill the source over and over, at random instants and between every two steps of a commit.
     Failover(FailoverArgs),
-    /// The pause of checkpoints, part by part, with the ways to take device state side by side.
-    Checkpoint(bench::CheckpointArgs),
+    /// The pause of checkpoints, part by part, the highest rate of them, and what stock QEMU comes to.
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// What protection costs the guest, by stretches with and without it that take turns.
+    Overhead(overhead::OverheadArgs),
     /// The fault matrix: kill, freeze, cut off and starve every part at every step of an epoch.
     Faults(bench::FaultsArgs),
     /// Kill the hosts of a database over and over, and count what its clients lose. Needs root.
@@ -426,6 +430,9 @@ pub(crate) struct FailoverArgs {
     /// One section of Markdown at the end, as in docs/results.md.
     #[arg(long)]
     pub markdown: bool,
+    /// The distribution of the times as an SVG picture.
+    #[arg(long, value_name = "PATH")]
+    pub svg: Option<PathBuf>,
     /// Keep the working directories of failed runs.
     #[arg(long)]
     pub keep: bool,

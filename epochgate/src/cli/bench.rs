@@ -1,15 +1,15 @@
-//! The options of `epochgate bench checkpoint`, `faults`, `nbd`, `commit` and `memory`.
+//! The options of `epochgate bench faults`, `nbd`, `commit` and `memory`.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{DeviceState, LabArgs};
+use super::LabArgs;
 use crate::bench::server::Kind;
 use crate::size;
 
 /// A number of seconds above zero.
-fn seconds(text: &str) -> Result<f64, String> {
+pub(super) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= 86_400.0 => Ok(seconds),
         _ => Err("write a number of seconds above 0, such as 2 or 0.5".to_owned()),
@@ -33,30 +33,6 @@ pub(crate) enum ClientChoice {
     Native,
     /// One after the other.
     Both,
-}
-
-#[derive(Debug, Args)]
-#[command(mut_arg("device_state", |arg| arg.hide(true)))]
-pub(crate) struct CheckpointArgs {
-    #[command(flatten)]
-    pub lab: LabArgs,
-    /// Ways to take device state; they alternate within each repetition.
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "save,migrate"
-    )]
-    pub ways: Vec<DeviceState>,
-    /// How often each way is run. Every run boots a new guest.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub repeats: u32,
-    /// Length of one measurement, which begins when the VM is protected.
-    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
-    pub seconds: f64,
-    /// One JSON object at the end.
-    #[arg(long)]
-    pub json: bool,
 }
 
 // Little memory: the first copy of it is part of every run.

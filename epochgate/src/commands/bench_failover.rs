@@ -2,6 +2,7 @@
 //! commit, and lets the witness judge each time.
 
 mod markdown;
+mod picture;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use crate::bench::plot;
 use crate::cli::FailoverArgs;
 use crate::exit::Usage;
 use crate::lab::failover::{Outcome, judge, until_protected, until_witness_works};
@@ -45,6 +47,12 @@ pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<ExitCode> {
     }
     bar.finish_and_clear();
     let summary = tally.summary(args.runs, seed);
+    if let Some(path) = &args.svg {
+        plot::bars(
+            path,
+            &picture::panels(&tally.detect, &tally.resume, &tally.failover),
+        )?;
+    }
     if args.json {
         println!("{summary}");
     } else if args.markdown {

@@ -14,7 +14,7 @@ use crate::bench::image::scratch;
 use crate::bench::interrupt;
 use crate::bench::machine::Machine;
 use crate::bench::output::output;
-use crate::bench::plot::{self, Panel, Tone};
+use crate::bench::plot::{self, Bar, Panel, Tone};
 use crate::bench::profile::{self, About};
 use crate::bench::server::{self, AsyncMode, Role};
 use crate::cli::bench::{ClientChoice, NbdArgs, servers};
@@ -151,7 +151,7 @@ fn panels(blocks: &[Block]) -> Vec<Panel> {
                         Role::Peer => Tone::Peer,
                         Role::Floor => Tone::Floor,
                     };
-                    (row.server.to_owned(), value, tone)
+                    Bar::new(row.server.to_owned(), value, tone)
                 })
                 .collect(),
         }

@@ -7,6 +7,7 @@ mod bench_failover;
 mod bench_faults;
 mod bench_memory;
 mod bench_nbd;
+mod bench_overhead;
 mod demo;
 mod demo_db;
 mod export;
@@ -47,6 +48,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Database(args)) => bench_database::run(&args),
         Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),
         Command::Bench(BenchCommand::Commit(args)) => bench_commit::run(&args),
+        Command::Bench(BenchCommand::Overhead(args)) => bench_overhead::run(&args),
         Command::Bench(BenchCommand::Memory(args)) => bench_memory::run(&args),
     }
 }

@@ -11,7 +11,7 @@ use super::load::{Faults, Load};
 use super::until_it_answers;
 use crate::cli::database::DatabaseArgs;
 use crate::exit::Usage;
-use crate::lab::chain::{Chain, HOSTS, Plan};
+use crate::lab::chain::{Chain, Disks, HOSTS, Plan};
 use crate::lab::lan::Lan;
 use crate::lab::namespaces;
 
@@ -79,8 +79,11 @@ impl Stand {
             lab: &args.lab,
             output: args.output,
             rhythm: args.rhythm,
+            interval_ms: args.lab.interval,
+            disks: Disks::Copied,
+            append: String::new(),
         };
-        let mut chain = Chain::start(&plan, &guest, &lan)?;
+        let mut chain = Chain::start(&plan, &guest, Some(&lan))?;
         let began = Instant::now();
         let result = (|| {
             started(&chain.boot(false)?.report);

@@ -18,6 +18,7 @@ use super::namespaces::Place;
 use super::process::{Process, signal_pid};
 use super::saved::copy_sparse;
 use super::site::heed_interruption;
+use crate::bench::proc::{cpu_of, cpu_of_tree};
 use crate::cli::LabArgs;
 use crate::cli::database::{Output, Rhythm};
 
@@ -26,12 +27,27 @@ pub(crate) const HOSTS: [&str; 2] = ["host-a", "host-b"];
 /// Nothing that is awaited here takes this long, also without KVM and on a machine that has other work.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// How the VM is protected.
+/// The VM, and how it is protected.
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub lab: &'a LabArgs,
     pub output: Output,
     pub rhythm: Rhythm,
+    /// Milliseconds between two checkpoints.
+    pub interval_ms: u64,
+    /// What the disks hold at first.
+    pub disks: Disks,
+    /// Added to the guest's command line.
+    pub append: String,
+}
+
+/// What disks hold at first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Disks {
+    /// Images in the guest's folder.
+    Copied,
+    /// Nothing; so many bytes.
+    Blank(u64),
 }
 
 /// What runs on one host.
@@ -91,13 +107,13 @@ pub(crate) struct Chain {
     gateway: Process,
     checkpoints: Checkpoints,
     place: Place,
-    _ram_dir: tempfile::TempDir,
+    ram_dir: tempfile::TempDir,
     dir: Option<tempfile::TempDir>,
 }
 
 impl Chain {
-    /// Copies the guest's disks, writes the configuration and starts the gateway.
-    pub(crate) fn start(plan: &Plan<'_>, guest: &Path, lan: &Lan) -> anyhow::Result<Self> {
+    /// Makes the guest's disks, writes the configuration and starts the gateway. Without a network the guest has no interface.
+    pub(crate) fn start(plan: &Plan<'_>, guest: &Path, lan: Option<&Lan>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("epochgate-").tempdir()?;
         let ram_dir = tempfile::Builder::new()
             .prefix("epochgate-")
@@ -105,9 +121,14 @@ impl Chain {
             .context("the guest's RAM needs /dev/shm")?;
         for disk in files::DISKS {
             let image = format!("{disk}.img");
-            copy_sparse(&guest.join(&image), &dir.path().join(&image))?;
+            let path = dir.path().join(&image);
+            match plan.disks {
+                Disks::Copied => copy_sparse(&guest.join(&image), &path)?,
+                Disks::Blank(bytes) => std::fs::File::create(&path)?.set_len(bytes)?,
+            }
         }
-        files::write(plan, guest, dir.path(), ram_dir.path())?;
+        files::write(plan, guest, dir.path(), ram_dir.path(), lan.is_some())?;
+        let place = lan.map(|lan| lan.inside.clone()).unwrap_or_default();
         let (sender, _) = channel();
         let config = dir.path().join("g.toml").display().to_string();
         let gateway = Process::start(
@@ -116,15 +137,15 @@ impl Chain {
             &[],
             &dir.path().join("gateway.log"),
             sender,
-            &lan.inside,
+            &place,
         )?;
         let mut chain = Self {
             running: None,
             waiting: None,
             gateway,
             checkpoints: Checkpoints::default(),
-            place: lan.inside.clone(),
-            _ram_dir: ram_dir,
+            place,
+            ram_dir,
             dir: Some(dir),
         };
         chain.until_thegateway_answers()?;
@@ -203,6 +224,14 @@ impl Chain {
         })
     }
 
+    /// Waits until the VM that has lost its standby runs in sync mode.
+    pub(crate) fn until_unprotected(&mut self) -> anyhow::Result<()> {
+        self.wait("the VM to run unprotected", |report| {
+            matches!(report, Report::Unprotected { .. })
+        })?;
+        Ok(())
+    }
+
     /// Waits for the next commit of the VM.
     pub(crate) fn until_committed(&mut self) -> anyhow::Result<()> {
         self.drain();
@@ -258,6 +287,27 @@ impl Chain {
             ..Checkpoints::default()
         };
         std::mem::replace(&mut self.checkpoints, next)
+    }
+
+    /// CPU time so far of those that the VM's protection is made of: QEMU, its coordinator, the gateway, and the standby with its own
+    /// QEMU (none if there is none).
+    pub(crate) fn cpu_times(&self) -> [Duration; 4] {
+        let alone = |pid: Option<u32>| pid.and_then(cpu_of).unwrap_or_default();
+        let running = self.running.as_ref();
+        let standby = self.waiting.as_ref().map(|role| role.process.pid());
+        [
+            alone(running.and_then(|role| role.qemu)),
+            alone(running.map(|role| role.process.pid())),
+            alone(Some(self.gateway.pid())),
+            standby
+                .and_then(|pid| cpu_of_tree(pid).ok())
+                .unwrap_or_default(),
+        ]
+    }
+
+    /// Where the RAM files of the VM and its standby are.
+    pub(crate) fn ram_dir(&self) -> &Path {
+        self.ram_dir.path()
     }
 
     /// SIGKILL for the VM's QEMU and its coordinator, as when the host dies. Returns the instant, in microseconds since 1970.

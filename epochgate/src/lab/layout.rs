@@ -39,7 +39,7 @@ pub(crate) struct Layout {
     /// Silence of the gateway after which the source gives the VM up.
     pub patience_ms: u64,
     /// Added to the guest's command line: settings of the witness.
-    pub append: &'static str,
+    pub append: String,
     /// Start from this saved state, images included, instead of booting.
     pub saved: Option<PathBuf>,
     /// The hosts are network namespaces.
@@ -54,7 +54,7 @@ impl Default for Layout {
             disk_bytes: 16 << 20,
             suspicion_ms: 2000,
             patience_ms: 10_000,
-            append: "",
+            append: String::new(),
             saved: None,
             networked: false,
             small: None,

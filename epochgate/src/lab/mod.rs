@@ -4,6 +4,7 @@
 //!
 //! It only sees what any user could see: the `--json` events of the processes and the guest's serial line.
 
+pub(crate) mod board;
 pub(crate) mod chain;
 pub(crate) mod clock;
 pub(crate) mod failover;
@@ -12,6 +13,7 @@ pub(crate) mod layout;
 pub(crate) mod namespaces;
 pub(crate) mod network;
 pub(crate) mod process;
+pub(crate) mod qmp;
 mod relay;
 pub(crate) mod saved;
 pub(crate) mod seen;

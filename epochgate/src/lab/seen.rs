@@ -18,6 +18,10 @@ pub(crate) struct Seen {
     pub device_bytes: Vec<u64>,
     /// Pauses in microseconds, since [`Site::measure_from_now`](super::Site::measure_from_now).
     pub pauses: Vec<coordinator::report::Pause>,
+    /// Dirty bytes of guest memory per checkpoint.
+    pub dirty_bytes: Vec<u64>,
+    /// Bytes that the guest wrote to its disks per checkpoint.
+    pub disk_bytes: Vec<u64>,
     /// Bytes on the wire per checkpoint.
     pub wire_bytes: Vec<u64>,
     /// Microseconds from capture to COMMIT 1.
@@ -35,6 +39,17 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// Forgets what is said of single checkpoints.
+    pub(super) fn measure_from_now(&mut self) {
+        self.pauses.clear();
+        self.dirty_bytes.clear();
+        self.disk_bytes.clear();
+        self.wire_bytes.clear();
+        self.device_bytes.clear();
+        self.commit1.clear();
+        self.commit2.clear();
+    }
+
     /// Takes one event into account.
     pub(super) fn note(&mut self, event: &Stamped) {
         match &event.report {
@@ -52,10 +67,14 @@ impl Seen {
             }
             Report::Captured {
                 pause_us,
+                dirty_bytes,
                 device_bytes,
                 device_state,
+                disk_bytes,
                 ..
             } => {
+                self.dirty_bytes.push(*dirty_bytes);
+                self.disk_bytes.push(*disk_bytes);
                 self.device_state = Some(*device_state);
                 self.device_bytes.push(*device_bytes);
                 self.pauses.push(*pause_us);

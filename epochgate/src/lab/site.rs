@@ -433,11 +433,7 @@ impl Site {
 
     /// Forgets what was measured so far: a guest that boots is not the load that is meant.
     pub(crate) fn measure_from_now(&mut self) {
-        self.seen.pauses.clear();
-        self.seen.wire_bytes.clear();
-        self.seen.device_bytes.clear();
-        self.seen.commit1.clear();
-        self.seen.commit2.clear();
+        self.seen.measure_from_now();
     }
 
     /// SIGKILL for the source's QEMU and its coordinator, as when the host dies. Returns the instant.

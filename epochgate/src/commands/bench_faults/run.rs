@@ -52,7 +52,8 @@ pub(super) fn layout(saved: &Path) -> Layout {
         disk_bytes: 4 << 20,
         suspicion_ms: SUSPICION_MS,
         patience_ms: PATIENCE_MS,
-        append: "witness.blocks=192 witness.mem_mib=1 witness.dirty=2 witness.report_ms=50 init_on_free=1",
+        append: "witness.blocks=192 witness.mem_mib=1 witness.dirty=2 witness.report_ms=50 init_on_free=1"
+            .to_owned(),
         saved: Some(saved.to_owned()),
         networked: false,
         small: None,

@@ -20,8 +20,9 @@ pub(super) fn write(
     guest: &Path,
     dir: &Path,
     ram_dir: &Path,
+    networked: bool,
 ) -> anyhow::Result<()> {
-    let vm = vm_section(plan, guest, dir, ram_dir)?;
+    let vm = vm_section(plan, guest, dir, ram_dir, networked)?;
     let put = |name: &str, text: &str| {
         let path = dir.join(name);
         std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
@@ -67,30 +68,42 @@ fn protect(plan: &Plan<'_>, standby: &str, dir: &Path) -> String {
     format!(
         "standby = [\"unix:{}/{standby}.sock\"]\ninterval_ms = {}\nrhythm = \"{}\"\noutput = \"{}\"\n",
         dir.display(),
-        plan.lab.interval,
+        plan.interval_ms,
         plan.rhythm.name(),
         plan.output.name(),
     )
 }
 
-fn vm_section(plan: &Plan<'_>, guest: &Path, dir: &Path, ram_dir: &Path) -> anyhow::Result<String> {
+fn vm_section(
+    plan: &Plan<'_>,
+    guest: &Path,
+    dir: &Path,
+    ram_dir: &Path,
+    networked: bool,
+) -> anyhow::Result<String> {
     let args = plan.lab;
+    let (address, interface) = if networked {
+        (lan::GUEST_CMDLINE, lan::QEMU_ARGS)
+    } else {
+        ("", "")
+    };
     let cmdline = guest.join("cmdline");
     let cmdline = std::fs::read_to_string(&cmdline)
         .with_context(|| format!("{} can't be read", cmdline.display()))?;
     Ok(format!(
         "[vm]\nname = \"{VM}\"\nqemu = \"{}\"\naccel = \"{}\"\nmemory_mib = {}\n\
-         kernel = \"{guest}/vmlinuz\"\ninitrd = \"{guest}/initrd.gz\"\nappend = \"{} {}\"\n\
+         kernel = \"{guest}/vmlinuz\"\ninitrd = \"{guest}/initrd.gz\"\nappend = \"{} {} {}\"\n\
          dirty_tracker = \"{}\"\nram_dir = \"{}\"\n\
          extra_args = [\"-serial\", \"file:{dir}/serial-{{host}}.log\"{}]\n",
         args.qemu.display(),
         args.accel,
         args.memory,
         cmdline.trim(),
-        lan::GUEST_CMDLINE,
+        address,
+        plan.append,
         args.tracker.name(),
         ram_dir.display(),
-        lan::QEMU_ARGS,
+        interface,
         guest = guest.display(),
         dir = dir.display(),
     ))
