@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover database nbd commit memory, and
+# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover checkpoint overhead database nbd commit memory, and
 # faults, which is only done when it is asked for; what is not chosen stays as it is). RUNS is the number of failovers of the main bench (100), OTHERS that of its two variants
-# (20), DATABASE that of the database bench (50; needs root), REPEATS how often the others repeat (3). NBD, COMMIT and MEMORY
-# are further options of `bench nbd`, `bench commit` and `bench memory`, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
+# (20), DATABASE that of the database bench (50; needs root, as does overhead), REPEATS how often the others repeat (3). CHECKPOINT, OVERHEAD,
+# NBD, COMMIT and MEMORY are further options of the bench of that name, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
 # 10 GiB of storage that is worth measuring. Quit other work on the machine first.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-parts=${PARTS:-failover database nbd commit memory}
+parts=${PARTS:-failover checkpoint overhead database nbd commit memory}
 runs=${RUNS:-100} others=${OTHERS:-20} repeats=${REPEATS:-3} disks=${DISKS:-${TMPDIR:-/tmp}}
 epochgate=${CARGO_TARGET_DIR:-target}/release/epochgate
 qemu10=target/qemu10/qemu-system-x86_64
@@ -17,8 +17,8 @@ trap 'rm -f "$out"' EXIT
 
 for part in $parts; do
   case $part in
-    failover | database | faults | nbd | commit | memory) ;;
-    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover database faults nbd commit memory" >&2; exit 2 ;;
+    failover | checkpoint | overhead | database | faults | nbd | commit | memory) ;;
+    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover checkpoint overhead database faults nbd commit memory" >&2; exit 2 ;;
   esac
 done
 
@@ -34,10 +34,29 @@ a commit in turn; every run boots a new guest, whose witness then judges every b
 connection closes and the standby need not wait for silence.
 
 EOF
-  bench failover --markdown --keep --runs "$runs"
+  bench failover --markdown --keep --runs "$runs" --svg docs/results-failover.svg
+  echo "![The times as bars](results-failover.svg)"
+  echo
   [ -x "$qemu10" ] || tests/scripts/fetch-qemu10.sh >&2
   bench failover --markdown --keep --runs "$others" --qemu "$qemu10"
   bench failover --markdown --keep --runs "$others" --tracker hash --interval 500
+}
+
+# RAM and rates in turn, as every pair of them would take an hour.
+checkpoint() {
+  # shellcheck disable=SC2086
+  bench checkpoint --repeats "$repeats" --rates 10,20,40,100 --markdown --svg docs/results-checkpoint.svg ${CHECKPOINT:-}
+  echo "![The pauses as bars](results-checkpoint.svg)"
+  echo
+  # shellcheck disable=SC2086
+  bench checkpoint --repeats "$repeats" --ram 256M,512M,1G,2G,4G --peers --no-max-rate --markdown ${CHECKPOINT:-}
+}
+
+overhead() {
+  # shellcheck disable=SC2086
+  bench overhead --repeats "$repeats" --markdown --svg docs/results-overhead.svg ${OVERHEAD:-}
+  echo "![The ratios as bars](results-overhead.svg)"
+  echo
 }
 
 # Once as it is meant to be, once with more connections, and once to show that losses would be found; that one ends with exit code 1.
@@ -81,6 +100,8 @@ part() {
 
 sed '/^<!-- part /,$d' "$results" >"$out"
 part failover
+part checkpoint
+part overhead
 part database
 part faults
 part nbd
