@@ -35,6 +35,8 @@ pub(crate) enum Gate {
     Fixed5,
     /// Held, an epoch as soon as a packet waits, 5 ms after the last one.
     Demand,
+    /// As on demand, within the default budget of pauses.
+    Adaptive,
 }
 
 #[derive(Debug, Args)]
@@ -59,7 +61,7 @@ pub(crate) struct OverheadArgs {
         value_enum,
         value_delimiter = ',',
         num_args = 0..,
-        default_value = "none,fixed-25,fixed-5,demand"
+        default_value = "none,fixed-25,fixed-5,demand,adaptive"
     )]
     pub gates: Vec<Gate>,
     /// How often protected and unprotected stretches follow each other.

@@ -56,6 +56,7 @@ impl Case {
         match self.rhythm {
             Rhythm::Fixed => format!("every {} ms{gate}", self.interval_ms),
             Rhythm::Demand => format!("on demand{gate}"),
+            Rhythm::Adaptive => format!("adaptive{gate}"),
         }
     }
 }
@@ -85,6 +86,7 @@ pub(super) fn all(args: &OverheadArgs) -> Vec<Case> {
             Gate::Fixed25 => (25, Output::Hold, Rhythm::Fixed),
             Gate::Fixed5 => (5, Output::Hold, Rhythm::Fixed),
             Gate::Demand => (25, Output::Hold, Rhythm::Demand),
+            Gate::Adaptive => (25, Output::Hold, Rhythm::Adaptive),
         };
         Case {
             interval_ms,
