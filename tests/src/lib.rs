@@ -25,6 +25,7 @@ pub mod paths;
 pub mod process;
 pub mod qmp;
 pub mod random;
+mod relay;
 pub mod resources;
 pub mod serial;
 pub mod site;

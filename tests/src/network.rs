@@ -1,11 +1,12 @@
-//! A network for one guest: a switch with the two QEMUs' taps in one network namespace, and the outside world in another, at the other
-//! end of a cable. Needs root, as any tap does. Nothing has a name, so nothing stays behind.
+//! A network for one guest: two hosts and the storage host in network namespaces of their own, on a switch in a fourth; a second switch for
+//! the guest, with a cable to a bridge on each host where its tap is, and one to the outside world in a fifth. That switch learns from
+//! what comes in at its ports where the guest is. Needs root, as any tap does. Nothing has a name, so nothing stays behind.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
@@ -25,6 +26,13 @@ pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(GUEST, 7000);
 pub const BEACON: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 78, 0, 1), 9000);
 const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x78, 0, 2];
 
+/// The hosts where the guest can be.
+pub const HOSTS: [&str; 2] = ["host-a", "host-b"];
+/// The host of the gateway.
+pub const STORAGE: &str = "storage";
+/// Hosts by number.
+const PLACES: [&str; 3] = [HOSTS[0], HOSTS[1], STORAGE];
+
 /// What the guest's kernel is told.
 pub const GUEST_CMDLINE: &str =
     "guest.address=10.78.0.2/24 witness.service=7000 witness.beacon=10.78.0.1:9000";
@@ -34,39 +42,104 @@ pub const QEMU_ARGS: &str = r#", "-netdev", "tap,id=n0,ifname=tap-{host},script=
 /// Frames of all protocols, in network order (linux/if_ether.h).
 const ETH_P_ALL: i32 = 0x0003_u16.to_be() as i32;
 
-/// The network. The thread that made it is on the side of the QEMUs, as is all that it starts.
+/// The network.
 #[derive(Debug)]
 pub struct Lan {
+    hosts: Vec<File>,
+    switch: File,
     outside: Arc<File>,
 }
 
+/// The address of a host on the network of the hosts.
+///
+/// # Panics
+/// There is no such host.
+#[track_caller]
+pub fn address(host: &str) -> Ipv4Addr {
+    let number = u8::try_from(number(host)).expect("there are three hosts");
+    Ipv4Addr::new(10, 77, 0, number + 1)
+}
+
+#[track_caller]
+fn number(host: &str) -> usize {
+    let number = PLACES.iter().position(|name| *name == host);
+    number.unwrap_or_else(|| panic!("there is no host {host}"))
+}
+
 impl Lan {
-    /// Moves this thread, for good, into a new network namespace with the switch.
+    /// Makes the network.
     #[track_caller]
-    pub fn enter() -> Self {
+    pub fn start() -> Self {
         assert!(
             rustix::process::getuid().is_root(),
             "taps and network namespaces need root: run this test with sudo"
         );
-        let (inside, outside) = (Namespace::new(), Namespace::new());
-        inside.enter();
-        let peer = outside.holder.id();
-        ip(&format!(
-            "link set lo up\n\
-             link add switch type bridge mcast_snooping 0\n\
-             link set switch up\n\
-             tuntap add tap-host-a mode tap\n\
-             link set tap-host-a master switch up\n\
-             tuntap add tap-host-b mode tap\n\
-             link set tap-host-b master switch up\n\
-             link add cable type veth peer name eth0 netns {peer}\n\
-             link set cable master switch up\n"
-        ));
+        let hosts = PLACES.map(|_| Namespace::new());
+        let (switch, outside) = (Namespace::new(), Namespace::new());
         let lan = Self {
+            hosts: hosts.iter().map(Namespace::open).collect(),
+            switch: switch.open(),
             outside: Arc::new(outside.open()),
         };
+        let bridge = |name: &str| {
+            format!("link add {name} type bridge mcast_snooping 0\nlink set {name} up\n")
+        };
+        let mut ports = bridge("hosts") + &bridge("guests");
+        for (name, host) in PLACES.iter().zip(&hosts) {
+            ports.push_str(&format!(
+                "link add at-{name} type veth peer name eth0 netns {}\nlink set at-{name} master hosts up\n",
+                host.holder.id()
+            ));
+        }
+        for (name, host) in HOSTS.iter().zip(&hosts) {
+            ports.push_str(&format!(
+                "link add {name} type veth peer name uplink netns {}\nlink set {name} master guests up\n",
+                host.holder.id()
+            ));
+        }
+        ports.push_str(&format!(
+            "link add cable type veth peer name eth0 netns {}\nlink set cable master guests up\n",
+            outside.holder.id()
+        ));
+        within(&lan.switch, || ip(&ports));
+        for (name, host) in PLACES.iter().zip(&lan.hosts) {
+            let mut own = format!(
+                "link set lo up\naddr add {}/24 dev eth0\nlink set eth0 up\n",
+                address(name)
+            );
+            if HOSTS.contains(name) {
+                own.push_str(&bridge("guests"));
+                own.push_str(&format!(
+                    "link set uplink master guests up\n\
+                     tuntap add tap-{name} mode tap\n\
+                     link set tap-{name} master guests up\n"
+                ));
+            }
+            within(host, || ip(&own));
+        }
         lan.outside(|| ip("link set lo up\naddr add 10.78.0.1/24 dev eth0\nlink set eth0 up\n"));
         lan
+    }
+
+    /// Does something on a host, as all that it starts is: processes and threads.
+    #[track_caller]
+    pub fn on<T>(&self, host: &str, work: impl FnOnce() -> T) -> T {
+        within(&self.hosts[number(host)], work)
+    }
+
+    /// The host to which the switch sends what is for the guest.
+    pub fn learned(&self) -> Option<String> {
+        let table = within(&self.switch, || {
+            let show = ["fdb", "show", "br", "guests"];
+            Command::new("bridge").args(show).output()
+        });
+        let Output { status, stdout, .. } = table.expect("bridge of iproute2 is there");
+        assert!(status.success(), "bridge ended with {status}");
+        let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        let table = String::from_utf8_lossy(&stdout);
+        let line = table.lines().find_map(|line| line.strip_prefix(&mac))?;
+        // MAC dev PORT ...
+        line.split_whitespace().nth(1).map(str::to_owned)
     }
 
     /// Does something in the outside world, on a thread of its own.
@@ -215,10 +288,6 @@ impl Namespace {
     fn open(&self) -> File {
         File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the holder lives")
     }
-
-    fn enter(&self) {
-        enter(&self.open());
-    }
 }
 
 impl Drop for Namespace {
@@ -226,6 +295,15 @@ impl Drop for Namespace {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
+}
+
+/// Does something in a namespace, and comes back.
+fn within<T>(namespace: &File, work: impl FnOnce() -> T) -> T {
+    let here = File::open("/proc/thread-self/ns/net").expect("this thread is somewhere");
+    enter(namespace);
+    let done = work();
+    enter(&here);
+    done
 }
 
 fn enter(namespace: &File) {

@@ -8,9 +8,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::command::{self, Ended};
-use crate::network;
+use crate::network::{self, HOSTS, Lan, STORAGE, address};
 use crate::paths;
 use crate::process::{Process, signal_pid};
+use crate::relay::{self, Relays};
 use crate::serial::{Serial, Verdict};
 use crate::waiting::wait_until;
 
@@ -18,6 +19,9 @@ use crate::waiting::wait_until;
 pub const VM: &str = "vm1";
 /// Names of its disks.
 pub const DISKS: [&str; 2] = ["root", "data"];
+/// Ports of NBD and of the checkpoint channel where hosts have a network.
+const NBD_PORT: u16 = 10809;
+const CHANNEL_PORT: u16 = 7070;
 /// Size of each disk in bytes. Small: the witness reads all of it again and again.
 pub const DISK_BYTES: u64 = 8 << 20;
 
@@ -33,7 +37,8 @@ pub struct Options {
     /// Silence after which the other side is taken for lost. Long, so that a busy machine alone is never taken for a
     /// failure; a process that is killed is noticed at once all the same.
     pub suspicion_ms: u64,
-    /// A network interface for the guest, on the taps of [`crate::network::Lan`], and what becomes of its packets: `hold` or `pass`.
+    /// A network interface for the guest and what becomes of its packets: `hold` or `pass`. All parts are on hosts of a [`Lan`] then,
+    /// and reach each other over it.
     pub output: Option<&'static str>,
     /// `fixed` or `demand`.
     pub rhythm: &'static str,
@@ -62,6 +67,7 @@ pub struct Site {
     pub standby: Option<Process>,
     /// `epochgate gateway`.
     pub gateway: Option<Process>,
+    network: Option<(Relays, Lan)>,
     ram_dir: tempfile::TempDir,
     dir: tempfile::TempDir,
     _alone: File,
@@ -77,16 +83,60 @@ impl Site {
             .prefix("epochgate-test-")
             .tempdir_in("/dev/shm")
             .expect("the guest's RAM needs /dev/shm");
-        let site = Self {
+        let mut site = Self {
             source: None,
             standby: None,
             gateway: None,
+            network: None,
             ram_dir,
             dir,
             _alone: alone,
         };
+        if options.output.is_some() {
+            let lan = Lan::start();
+            let relays = Relays::start(&lan, &site.control(), site.path());
+            site.network = Some((relays, lan));
+        }
         site.write_files(options);
         site
+    }
+
+    /// Its network. Panics if it has none.
+    #[track_caller]
+    pub fn lan(&self) -> &Lan {
+        &self.network.as_ref().expect("a site with a network").1
+    }
+
+    /// Does something on a host, where there are any.
+    fn on<T>(&self, host: &str, work: impl FnOnce() -> T) -> T {
+        match &self.network {
+            Some((_, lan)) => lan.on(host, work),
+            None => work(),
+        }
+    }
+
+    /// Where the standby on `host` is reached.
+    pub fn channel(&self, host: &str) -> String {
+        match self.network {
+            Some(_) => format!("tcp:{}:{CHANNEL_PORT}", address(host)),
+            None => format!("unix:{}", self.file("standby.sock")),
+        }
+    }
+
+    /// How a role on `host` reaches the gateway, as lines of its configuration.
+    pub fn gateway_lines(&self, host: &str) -> String {
+        match self.network {
+            Some(_) => format!(
+                "gateway = \"{}\"\nnbd = \"{}:{NBD_PORT}\"\ninsecure = true\n",
+                relay::socket(self.path(), host).display(),
+                address(STORAGE)
+            ),
+            None => format!(
+                "gateway = \"{}\"\nnbd = \"{}\"\n",
+                self.control().display(),
+                self.file("nbd.sock")
+            ),
+        }
     }
 
     /// The working directory.
@@ -109,9 +159,17 @@ impl Site {
             make_image(&self.path().join(format!("{disk}.img")), DISK_BYTES);
         }
         self.write("gateway.toml", &gateway_toml(self.path()));
+        if self.network.is_some() {
+            let unix = format!("listen = [\"unix:{}\"]\n", self.file("nbd.sock"));
+            let tcp = format!(
+                "listen = [\"tcp:{}:{NBD_PORT}\"]\ninsecure = true\n",
+                address(STORAGE)
+            );
+            self.derive("gateway.toml", "gateway.toml", &unix, &tcp);
+        }
         let dir = self.path().display();
         let common = format!(
-            "gateway = \"{dir}/gateway.sock\"\nnbd = \"{dir}/nbd.sock\"\nruntime_dir = \"{dir}\"\n\
+            "runtime_dir = \"{dir}\"\n\
              disks = [\"root\", \"data\"]\nheartbeat_ms = 50\nsuspicion_ms = {}\n",
             options.suspicion_ms
         );
@@ -136,16 +194,22 @@ impl Site {
         self.write(
             "vm.toml",
             &format!(
-                "host = \"host-a\"\nstandby = [\"unix:{dir}/standby.sock\"]\ninterval_ms = {}\nrhythm = \"{}\"\n\
-                 output = \"{}\"\n{common}{vm}",
+                "host = \"host-a\"\nstandby = [\"{}\"]\ninterval_ms = {}\nrhythm = \"{}\"\n\
+                 output = \"{}\"\n{}{common}{vm}",
+                self.channel(HOSTS[1]),
                 options.interval_ms,
                 options.rhythm,
                 options.output.unwrap_or("hold"),
+                self.gateway_lines(HOSTS[0]),
             ),
         );
         self.write(
             "standby.toml",
-            &format!("host = \"host-b\"\nlisten = \"unix:{dir}/standby.sock\"\n{common}{vm}"),
+            &format!(
+                "host = \"host-b\"\nlisten = \"{}\"\n{}{common}{vm}",
+                self.channel(HOSTS[1]),
+                self.gateway_lines(HOSTS[1]),
+            ),
         );
     }
 
@@ -166,16 +230,23 @@ impl Site {
         self.write(to, &text.replace(old, new));
     }
 
+    /// Starts the binary under test as one of its parts, on a host where there are any.
+    pub fn start<const N: usize>(
+        &self,
+        host: &str,
+        name: &str,
+        args: [&str; N],
+        env: &[(&str, &str)],
+    ) -> Process {
+        self.on(host, || Process::epochgate(name, self.path(), args, env))
+    }
+
     /// Starts the gateway (again), and waits until it answers.
     #[track_caller]
     pub fn start_gateway(&mut self, env: &[(&str, &str)]) {
         let config = self.file("gateway.toml");
-        let gateway = Process::epochgate(
-            "gateway",
-            self.path(),
-            ["gateway", "--config", &config],
-            env,
-        );
+        let args = ["gateway", "--config", &config];
+        let gateway = self.start(STORAGE, "gateway", args, env);
         let gateway = self.gateway.insert(gateway);
         wait_for_socket(&self.dir.path().join("gateway.sock"), gateway);
     }
@@ -185,7 +256,7 @@ impl Site {
     pub fn start_standby(&mut self) -> String {
         let config = self.file("standby.toml");
         let args = ["standby", "--json", "--config", &config];
-        let standby = Process::epochgate("standby", self.path(), args, &[]);
+        let standby = self.start(HOSTS[1], "standby", args, &[]);
         let listening = self.standby.insert(standby).event(&["listening"]);
         listening["standby"]
             .as_str()
@@ -204,7 +275,7 @@ impl Site {
     pub fn start_source_with(&mut self, env: &[(&str, &str)]) {
         let config = self.file("vm.toml");
         let args = ["protect", "--json", "--config", &config];
-        let source = Process::epochgate("source", self.path(), args, env);
+        let source = self.start(HOSTS[0], "source", args, env);
         self.source.insert(source).event(&["vm_started"]);
     }
 

@@ -1,10 +1,11 @@
-//! A guest that goes from host to host: its host dies, or the operator moves it. Each time the new host finds the next standby by
-//! itself and the guest is protected again, and a client keeps one connection all the while.
+//! A guest that goes from host to host, each in a network namespace of its own: its host dies, or the operator moves it. Each time the new
+//! host finds the next standby by itself and the guest is protected again, the switch between the hosts learns where the guest is, and a client
+//! keeps one connection all the while.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use epochgate_tests::client::Client;
 use epochgate_tests::command;
-use epochgate_tests::network::Lan;
+use epochgate_tests::network::HOSTS;
 use epochgate_tests::process::{Process, signal_pid};
 use epochgate_tests::site::{Options, Site, VM};
 use rustix::process::Signal;
@@ -17,19 +18,24 @@ fn write_standby(site: &Site, host: &str, next: &str) {
     let dir = site.path().display();
     let file = format!("standby-{host}.toml");
     let text = std::fs::read_to_string(site.path().join("standby.toml")).unwrap();
+    let there = HOSTS[1];
     let text = text
-        .replace("host = \"host-b\"", &format!("host = \"{host}\""))
         .replace(
-            &format!("listen = \"unix:{dir}/standby.sock\""),
-            &format!("listen = \"unix:{dir}/{host}.sock\""),
+            &format!("host = \"{there}\""),
+            &format!("host = \"{host}\""),
         )
+        .replace(&site.gateway_lines(there), &site.gateway_lines(host))
+        .replace(&site.channel(there), &site.channel(host))
         .replace(
             &format!("runtime_dir = \"{dir}\""),
             &format!("runtime_dir = \"{dir}/{host}\""),
         )
         .replace(
             "\n[vm]\n",
-            &format!("\n[protect]\nstandby = [\"unix:{dir}/{next}.sock\"]\n\n[vm]\n"),
+            &format!(
+                "\n[protect]\nstandby = [\"{}\"]\n\n[vm]\n",
+                site.channel(next)
+            ),
         )
         .replace("serial-{role}", "serial-{host}");
     site.write(&file, &text);
@@ -39,7 +45,7 @@ fn write_standby(site: &Site, host: &str, next: &str) {
 fn start_standby(site: &Site, host: &str) -> Process {
     let config = site.file(&format!("standby-{host}.toml"));
     let args = ["standby", "--json", "--config", &config];
-    let mut standby = Process::epochgate(host, site.path(), args, &[]);
+    let mut standby = site.start(host, host, args, &[]);
     standby.event(&["listening"]);
     standby
 }
@@ -55,32 +61,31 @@ enum Leaves {
 
 /// The guest goes from host to host, `times` times, and is protected again each time; a client keeps its connection.
 fn from_host_to_host(leaves: Leaves, times: usize) {
-    let lan = Lan::enter();
     let mut site = Site::new(&Options {
         output: Some("hold"),
         ..Options::default()
     });
-    write_standby(&site, "host-a", "host-b");
-    write_standby(&site, "host-b", "host-a");
-    site.derive("vm.toml", "vm-a.toml", "standby.sock", "host-b.sock");
-    site.derive("vm-a.toml", "vm.toml", "serial-{role}", "serial-{host}");
+    let mut hosts = HOSTS;
+    write_standby(&site, hosts[0], hosts[1]);
+    write_standby(&site, hosts[1], hosts[0]);
+    site.derive("vm.toml", "vm.toml", "serial-{role}", "serial-{host}");
     site.start_gateway(&[]);
     site.start_source();
-    site.serial("host-a").at_work();
+    site.serial(hosts[0]).at_work();
 
     let asked = Client::default();
     std::thread::scope(|scope| {
-        let mut hosts = ["host-a", "host-b"];
         let mut running = site.source.take().unwrap();
         let mut qemu = running.events()[0]["pid"].as_u64();
         // Where the one that runs has its sockets.
         let mut runtime_dir = site.file("");
         let mut waiting = start_standby(&site, hosts[1]);
         running.event(&["protected"]);
-        let client = lan.beside(scope, || asked.ask());
+        let client = site.lan().beside(scope, || asked.ask());
         let asking = asked.asking();
         for round in 0..times {
             asked.wait_for_more(20);
+            assert_eq!(site.lan().learned().as_deref(), Some(hosts[0]));
             let expected = match leaves {
                 Leaves::Killed => {
                     let committed = running.last_epoch("committed").unwrap();
@@ -90,7 +95,8 @@ fn from_host_to_host(leaves: Leaves, times: usize) {
                 }
                 Leaves::Moved => {
                     let args = ["switchover", VM, "--json", "--runtime-dir", &runtime_dir];
-                    let moved = command::epochgate(args).with(0).out;
+                    let asked = site.lan().on(hosts[0], || command::epochgate(args));
+                    let moved = asked.with(0).out;
                     let moved: serde_json::Value = serde_json::from_str(&moved).unwrap();
                     assert_eq!(moved["answer"], "moved", "{moved}");
                     assert!(running.wait().success(), "{}", running.log_tail());
@@ -112,6 +118,7 @@ fn from_host_to_host(leaves: Leaves, times: usize) {
             running.event(&["protected"]);
         }
         asked.wait_for_more(20);
+        assert_eq!(site.lan().learned().as_deref(), Some(hosts[0]));
         drop(asking);
         assert_eq!(client.join().unwrap(), Ok(()));
         let verdict = site.serial(hosts[0]).latest().unwrap();

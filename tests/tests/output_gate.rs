@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use epochgate_tests::client::Client;
-use epochgate_tests::network::Lan;
 use epochgate_tests::site::{Options, Site};
 use epochgate_tests::waiting::wait_until;
 
@@ -19,13 +18,12 @@ fn options(output: &'static str, interval_ms: u64) -> Options {
 
 /// Kills the source in the middle of an epoch that is not committed. What the client says of its connection.
 fn a_failover_under_a_client(output: &'static str) -> (Result<(), String>, Site) {
-    let lan = Lan::enter();
     // Long epochs: at the kill much was said since the last commit.
     let mut site = Site::new(&options(output, 400));
     site.start_protected(&[]);
     let asked = Client::default();
     let said = std::thread::scope(|scope| {
-        let client = lan.beside(scope, || asked.ask());
+        let client = site.lan().beside(scope, || asked.ask());
         let asking = asked.asking();
         asked.wait_for_more(20);
         site.source().event(&["committed"]);
@@ -66,13 +64,12 @@ fn without_the_gate_the_client_notices() {
 /// No packet of epoch N leaves before commit record N, none is lost while nothing fails, and their order is kept.
 #[test]
 fn no_packet_leaves_before_the_record_of_its_epoch() {
-    let lan = Lan::enter();
-    let capture = lan.capture();
     let mut site = Site::new(&options("hold", 100));
+    let capture = site.lan().capture();
     site.start_protected(&[]);
     let asked = Client::default();
     std::thread::scope(|scope| {
-        let client = lan.beside(scope, || asked.ask());
+        let client = site.lan().beside(scope, || asked.ask());
         let asking = asked.asking();
         asked.wait_for_more(50);
         drop(asking);
@@ -125,7 +122,6 @@ fn no_packet_leaves_before_the_record_of_its_epoch() {
 /// A packet that waits brings the next checkpoint forward.
 #[test]
 fn on_demand_an_answer_does_not_wait_for_the_interval() {
-    let lan = Lan::enter();
     let mut site = Site::new(&Options {
         rhythm: "demand",
         ..options("hold", 5_000)
@@ -133,7 +129,7 @@ fn on_demand_an_answer_does_not_wait_for_the_interval() {
     site.start_protected(&[]);
     let asked = Client::default();
     std::thread::scope(|scope| {
-        let client = lan.beside(scope, || asked.ask());
+        let client = site.lan().beside(scope, || asked.ask());
         let asking = asked.asking();
         // Each answer needs a commit: at the interval alone this would take minutes, and the patience of tests is shorter.
         asked.wait_for_more(100);
