@@ -401,7 +401,7 @@ pub(crate) enum BenchCommand {
     Overhead(overhead::OverheadArgs),
     /// The fault matrix: kill, freeze, cut off and starve every part at every step of an epoch.
     Faults(bench::FaultsArgs),
-    /// Kill the hosts of a database over and over, and count what its clients lose. Needs root.
+    /// Kill the hosts of a database over and over, or move it between them, and count what its clients lose. Needs root.
     Database(database::DatabaseBenchArgs),
     /// Compare the gateway with other NBD servers, side by side on this machine.
     Nbd(bench::NbdArgs),

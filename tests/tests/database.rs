@@ -28,13 +28,20 @@ fn bench(options: &[&str]) -> (Ended, Value) {
 }
 
 #[test]
-fn clients_of_a_database_notice_no_failover() {
-    let (ended, found) = bench(&["--failovers", "2"]);
+fn clients_of_a_database_notice_neither_failover_nor_switchover() {
+    let (ended, found) = bench(&["--failovers", "1", "--switchovers", "1"]);
     let ended = ended.with(0);
+    let kinds = ["failovers", "switchovers"].map(|kind| &found[kind]);
     for none in ["lost", "resets", "wrong"] {
-        assert_eq!(found[none], 0, "{found}\n{}", ended.err);
+        for counted in [&found, kinds[0], kinds[1]] {
+            assert_eq!(counted[none], 0, "{found}\n{}", ended.err);
+        }
     }
-    assert_eq!(found["failovers"], 2, "{found}");
+    for kind in kinds {
+        assert_eq!(kind["count"], 1, "{found}");
+        // Each connection had to go on at the new host.
+        assert!(kind["acknowledged"].as_u64() >= Some(12), "{found}");
+    }
     let number = |key: &str| found[key].as_u64().unwrap();
     assert!(number("acknowledged") > 50, "{found}");
     // All of them twice in the end: from the memory that went from host to host, and from the disk.

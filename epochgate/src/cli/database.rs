@@ -93,6 +93,9 @@ pub(crate) struct DatabaseBenchArgs {
     /// How many failovers.
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub failovers: u32,
+    /// How many switchovers, after the failovers.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub switchovers: u32,
     /// Seconds for each of the two rates, unprotected and protected.
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,

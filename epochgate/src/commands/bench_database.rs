@@ -1,5 +1,5 @@
-//! `epochgate bench database`: kills the host of a database over and over, from host to host, while clients work with it, and counts what
-//! they lose. In the end all hosts are killed and the VM boots from its disks, so that the database's own file is judged as well.
+//! `epochgate bench database`: kills the host of a database over and over, or moves it, from host to host, while clients work with it, and
+//! counts what they lose. In the end all hosts are killed and the VM boots from its disks, so that the database's own file is judged as well.
 
 mod markdown;
 
@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::bench::output::output;
 use crate::cli::database::DatabaseBenchArgs;
-use crate::database::stand::{Failover, Stand, keep};
+use crate::database::load::Faults;
+use crate::database::stand::{Move, Stand, keep};
 use crate::lab::chain::Checkpoints;
 use crate::output::spread;
 
@@ -29,13 +30,22 @@ struct Stretch {
     times: Vec<u64>,
 }
 
+/// Moves of one kind in a row, and what was noticed from the first one to the protection after the last.
+#[derive(Debug, Default)]
+struct Moves {
+    moves: Vec<Move>,
+    acknowledged: u64,
+    faults: Faults,
+}
+
 /// All that was measured.
 #[derive(Debug, Default)]
 struct Figures {
     unprotected: Stretch,
     protected: Stretch,
     checkpoints: Checkpoints,
-    failovers: Vec<Failover>,
+    failovers: Moves,
+    switchovers: Moves,
     acknowledged: u64,
     audited: u64,
     boot: Duration,
@@ -89,23 +99,45 @@ fn play(args: &DatabaseBenchArgs, stand: &mut Stand, seed: u64) -> anyhow::Resul
     stand.chain.take_checkpoints();
     figures.protected = measure(stand, length)?;
     figures.checkpoints = stand.chain.take_checkpoints();
-    for _ in 0..args.failovers {
-        stand.run(Duration::from_millis(rng.random_range(200..1200)))?;
+    let late = Duration::from_millis(args.database.lab.interval * 7 / 10);
+    figures.failovers = moves(stand, &mut rng, &bar, args.failovers, |stand| {
         if args.late {
             stand.chain.until_committed()?;
-            std::thread::sleep(Duration::from_millis(args.database.lab.interval * 7 / 10));
+            std::thread::sleep(late);
         }
-        let failover = stand.fail_over()?;
-        tracing::debug!(?failover, "failed over");
-        figures.failovers.push(failover);
-        stand.protect(|_| {})?;
-        bar.inc(1);
-    }
+        stand.fail_over()
+    })?;
+    figures.switchovers = moves(stand, &mut rng, &bar, args.switchovers, Stand::switch_over)?;
     figures.audited = stand.settle()?.rows;
     figures.acknowledged = stand.load.answers();
     figures.audited += stand.boot_from_disk()?.rows;
     bar.finish_and_clear();
     Ok(figures)
+}
+
+/// So many moves, each at a random instant and followed by the protection of the VM at its new host.
+fn moves(
+    stand: &mut Stand,
+    rng: &mut StdRng,
+    bar: &ProgressBar,
+    count: u32,
+    mut to_the_next: impl FnMut(&mut Stand) -> anyhow::Result<Move>,
+) -> anyhow::Result<Moves> {
+    let (answers, faults) = (stand.load.answers(), stand.faults());
+    let mut moves = Vec::new();
+    for _ in 0..count {
+        stand.run(Duration::from_millis(rng.random_range(200..1200)))?;
+        let moved = to_the_next(stand)?;
+        tracing::debug!(?moved, "moved");
+        moves.push(moved);
+        stand.protect(|_| {})?;
+        bar.inc(1);
+    }
+    Ok(Moves {
+        moves,
+        acknowledged: stand.load.answers() - answers,
+        faults: stand.faults().since(&faults),
+    })
 }
 
 fn measure(stand: &mut Stand, length: Duration) -> anyhow::Result<Stretch> {
@@ -123,8 +155,8 @@ fn progress(args: &DatabaseBenchArgs) -> ProgressBar {
     if args.figures.json.is_some() || args.figures.markdown.is_some() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(args.failovers.into());
-    match ProgressStyle::with_template("{pos}/{len} failovers {wide_bar} (about {eta} to go)") {
+    let bar = ProgressBar::new(u64::from(args.failovers) + u64::from(args.switchovers));
+    match ProgressStyle::with_template("{pos}/{len} moves {wide_bar} (about {eta} to go)") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
@@ -138,12 +170,27 @@ impl Stretch {
     }
 }
 
+impl Moves {
+    fn summary(&self) -> Value {
+        let each = |f: fn(&Move) -> u64| spread(self.moves.iter().map(f).collect());
+        json!({
+            "count": self.moves.len(),
+            "acknowledged": self.acknowledged,
+            "lost": self.faults.lost,
+            "resets": self.faults.resets,
+            "wrong": self.faults.wrong,
+            "stall_ms": each(|moved| moved.stall_us),
+            "running_ms": each(|moved| moved.took_us),
+        })
+    }
+}
+
 impl Figures {
     fn summary(&self, args: &DatabaseBenchArgs, seed: u64) -> Value {
         let checkpoints = &self.checkpoints;
-        let each = |f: fn(&Failover) -> u64| spread(self.failovers.iter().map(f).collect());
         json!({
-            "failovers": self.failovers.len(),
+            "failovers": self.failovers.summary(),
+            "switchovers": self.switchovers.summary(),
             "acknowledged": self.acknowledged,
             "audited": self.audited,
             "connections": args.database.connections,
@@ -151,8 +198,6 @@ impl Figures {
             "rhythm": args.database.rhythm.name(),
             "interval_ms": args.database.lab.interval,
             "memory_mib": args.database.lab.memory,
-            "stall_ms": each(|failover| failover.stall_us),
-            "failover_ms": each(|failover| failover.failover_us),
             "transactions_per_second": {
                 "unprotected": self.unprotected.per_second(),
                 "protected": self.protected.per_second(),
@@ -175,27 +220,47 @@ impl Figures {
 
 fn text(summary: &Value) -> String {
     let rate = &summary["transactions_per_second"];
-    let stall = &summary["stall_ms"];
     let mut text = format!(
-        "{} failovers: {} transactions acknowledged, {} lost; {} connections, {} broken; {} rows audited\n\
-         longest stall     p50 {} ms, p99 {} ms, max {} ms\n\
-         transactions/s    {} protected, {} unprotected\n\
-         on the wire       {} bytes for each dirty byte\n\
-         seed {}\n",
-        summary["failovers"],
+        "{} transactions acknowledged, {} lost; {} connections, {} broken; {} wrong answers; {} rows audited\n",
         summary["acknowledged"],
         summary["lost"],
         summary["connections"],
         summary["resets"],
+        summary["wrong"],
         summary["audited"],
-        stall["p50"],
-        stall["p99"],
-        stall["max"],
+    );
+    for kind in ["failovers", "switchovers"] {
+        let moves = &summary[kind];
+        if moves["count"] == 0 {
+            continue;
+        }
+        let (stall, running) = (&moves["stall_ms"], &moves["running_ms"]);
+        text.push_str(&format!(
+            "{} {kind}: {} transactions acknowledged, {} lost, {} connections broken, {} wrong answers\n  \
+             longest stall     p50 {} ms, p99 {} ms, max {} ms\n  \
+             until it runs     p50 {} ms, p99 {} ms, max {} ms\n",
+            moves["count"],
+            moves["acknowledged"],
+            moves["lost"],
+            moves["resets"],
+            moves["wrong"],
+            stall["p50"],
+            stall["p99"],
+            stall["max"],
+            running["p50"],
+            running["p99"],
+            running["max"],
+        ));
+    }
+    text.push_str(&format!(
+        "transactions/s      {} protected, {} unprotected\n\
+         on the wire         {} bytes for each dirty byte\n\
+         seed {}\n",
         rate["protected"],
         rate["unprotected"],
         summary["wire_bytes_per_dirty_byte"],
         summary["seed"],
-    );
+    ));
     for complaint in summary["complaints"].as_array().into_iter().flatten() {
         text.push_str(&format!(
             "BROKEN  {}\n",

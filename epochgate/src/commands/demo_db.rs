@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::cli::database::DemoDbArgs;
 use crate::database::load::Faults;
-use crate::database::stand::{Failover, Stand, keep};
+use crate::database::stand::{Move, Stand, keep};
 use crate::lab::chain::Checkpoints;
 use crate::lab::timeline::Timeline;
 use crate::output::{bytes, millis, percentile};
@@ -20,7 +20,7 @@ const UNPROTECTED: Duration = Duration::from_secs(3);
 pub(crate) fn run(args: &DemoDbArgs) -> anyhow::Result<ExitCode> {
     crate::runtime::interrupt_on_signals()?;
     let stage = Timeline::new(args.json);
-    stage.say("a gateway, two hosts and a network, on this machine; booting a guest with Redis on an ext4 disk of the gateway");
+    stage.say("a gateway and two hosts, each in a network namespace of its own on this machine; booting a guest with Redis on an ext4 disk of the gateway");
     let seed = rand::rng().random();
     let mut stand = Stand::start(&args.database, seed, |report| {
         stage.follow_start(report, &mut None);
@@ -69,7 +69,7 @@ struct Story {
     acknowledged: u64,
     unprotected_per_second: u64,
     protected_per_second: u64,
-    failovers: Vec<Failover>,
+    failovers: Vec<Move>,
 }
 
 fn play(args: &DemoDbArgs, stand: &mut Stand, stage: &Timeline) -> anyhow::Result<Story> {
@@ -147,7 +147,7 @@ fn epochs(checkpoints: &Checkpoints) -> String {
     )
 }
 
-fn fail_over(stand: &mut Stand, stage: &Timeline) -> anyhow::Result<Failover> {
+fn fail_over(stand: &mut Stand, stage: &Timeline) -> anyhow::Result<Move> {
     // Anywhere inside an epoch.
     stand.run(Duration::from_micros(rand::rng().random_range(0..200_000)))?;
     let faults = stand.faults();
@@ -157,10 +157,10 @@ fn fail_over(stand: &mut Stand, stage: &Timeline) -> anyhow::Result<Failover> {
         Report::Resumed { epoch, .. } => epoch.0,
         _ => 0,
     };
-    stage.say_at(failover.killed_at, &format!(
+    stage.say_at(failover.began_at, &format!(
         "KILLED the host: SIGKILL to its QEMU and its coordinator, after about {acknowledged} acknowledged transactions"
     ));
-    stage.took_over(failover.killed_at, &failover.resumed);
+    stage.took_over(failover.began_at, &failover.resumed);
     let now = stand.faults();
     stage.say(&format!(
         "all clients go on from epoch {epoch}, {} connections broken, {} acknowledged transactions lost of the {} that were looked at; \
@@ -175,7 +175,7 @@ fn fail_over(stand: &mut Stand, stage: &Timeline) -> anyhow::Result<Failover> {
 
 /// What `--json` prints.
 fn summary(args: &DemoDbArgs, story: &Story, faults: &Faults) -> serde_json::Value {
-    let each = |f: fn(&Failover) -> u64| -> Vec<f64> {
+    let each = |f: fn(&Move) -> u64| -> Vec<f64> {
         story
             .failovers
             .iter()
@@ -189,7 +189,7 @@ fn summary(args: &DemoDbArgs, story: &Story, faults: &Faults) -> serde_json::Val
         "resets": faults.resets,
         "wrong": faults.wrong,
         "complaints": faults.complaints,
-        "failover_ms": each(|failover| failover.failover_us),
+        "failover_ms": each(|failover| failover.took_us),
         "stall_ms": each(|failover| failover.stall_us),
         "transactions_per_second": {
             "unprotected": story.unprotected_per_second,

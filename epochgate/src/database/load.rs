@@ -61,6 +61,16 @@ impl Faults {
         }
     }
 
+    /// What came since `before`, by count.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            lost: self.lost - before.lost,
+            resets: self.resets - before.resets,
+            wrong: self.wrong - before.wrong,
+            complaints: Vec::new(),
+        }
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.lost += other.lost;
         self.resets += other.resets;

@@ -1,9 +1,10 @@
-//! All that demo and bench need at once: the network, the hosts, the guest with the database, its clients; and one failover under them.
+//! All that demo and bench need at once: the network, the hosts, the guest with the database, its clients; and one move from host to host
+//! under them, be it a failover or a switchover.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use coordinator::report::{Report, Stamped};
 
 use super::audit::{Audit, audit};
@@ -11,8 +12,8 @@ use super::load::{Faults, Load};
 use super::until_it_answers;
 use crate::cli::database::DatabaseArgs;
 use crate::exit::Usage;
-use crate::lab::chain::{Chain, Disks, HOSTS, Plan};
-use crate::lab::lan::Lan;
+use crate::lab::chain::{Chain, Disks, Plan};
+use crate::lab::lan::{HOSTS, Lan};
 use crate::lab::namespaces;
 
 /// Each connection has shown that it goes on when it has had so many more acknowledgements.
@@ -34,16 +35,16 @@ pub(crate) struct Stand {
     audits: Faults,
 }
 
-/// One failover as the clients saw it.
+/// One move from host to host as the clients saw it.
 #[derive(Debug)]
-pub(crate) struct Failover {
-    /// When the host was killed, in microseconds since 1970.
-    pub killed_at: u64,
+pub(crate) struct Move {
+    /// When the host was killed, or the operator asked for the move, in microseconds since 1970.
+    pub began_at: u64,
     /// What the standby said when it went on.
     pub resumed: Stamped,
-    /// From the kill to the guest running, in microseconds.
-    pub failover_us: u64,
-    /// The longest that a transaction took across the failover, in microseconds.
+    /// From the beginning to the guest running at its new host, in microseconds.
+    pub took_us: u64,
+    /// The longest that a transaction took across it, in microseconds.
     pub stall_us: u64,
     pub audit: Audit,
 }
@@ -74,7 +75,7 @@ impl Stand {
         let guest = guest(args)?;
         namespaces::allowed()
             .map_err(|why| Usage(format!("{why} and taps: run it as root, or with sudo")))?;
-        let lan = Lan::start(&HOSTS)?;
+        let lan = Lan::start()?;
         let plan = Plan {
             lab: &args.lab,
             output: args.output,
@@ -122,18 +123,37 @@ impl Stand {
     }
 
     /// Kills the host, and waits until the guest goes on at the other one and each client with it.
-    pub(crate) fn fail_over(&mut self) -> anyhow::Result<Failover> {
+    pub(crate) fn fail_over(&mut self) -> anyhow::Result<Move> {
         self.load.take_worst_us();
         let killed_at = self.chain.kill_host()?;
         let resumed = self.chain.resumed()?;
+        self.moved(killed_at, resumed)
+    }
+
+    /// The same with an operator who moves the VM.
+    pub(crate) fn switch_over(&mut self) -> anyhow::Result<Move> {
+        self.load.take_worst_us();
+        let (asked_at, resumed) = self.chain.switch_over()?;
+        self.moved(asked_at, resumed)
+    }
+
+    fn moved(&mut self, began_at: u64, resumed: Stamped) -> anyhow::Result<Move> {
         let chain = &mut self.chain;
         self.load.until_all_go_on(GOES_ON, || chain.follow(TICK))?;
         let stall_us = self.load.take_worst_us();
+        let (here, learned) = (self.chain.host(), self.lan.learned()?);
+        let name = |host: Option<usize>| host.map_or("nowhere", |host| HOSTS[host].0);
+        ensure!(
+            here == learned,
+            "the guest runs on {}, and the switch has learned that it is on {}",
+            name(here),
+            name(learned)
+        );
         let audit = audit(&self.load, NEWEST)?;
         self.audits.add(&audit.faults);
-        Ok(Failover {
-            killed_at,
-            failover_us: resumed.t_us.saturating_sub(killed_at),
+        Ok(Move {
+            began_at,
+            took_us: resumed.t_us.saturating_sub(began_at),
             resumed,
             stall_us,
             audit,

@@ -1,7 +1,8 @@
-//! A VM that goes from host to host on this machine: its host dies, the other goes on with it, and the first one comes back as the next
-//! standby. The hosts share the network of [`super::lan::Lan`] and one gateway.
+//! A VM that goes from host to host on this machine: its host dies or the operator moves it, the other goes on with it, and the first one
+//! comes back as the next standby. The hosts and the gateway are on the network of [`super::lan::Lan`], each in a namespace of its own.
 
 mod files;
+mod switchover;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,17 +14,17 @@ use coordinator::report::{Report, Stamped, now_us};
 use rustix::process::Signal;
 
 use super::Who;
-use super::lan::Lan;
+use super::lan::{HOSTS, Lan};
 use super::namespaces::Place;
+use super::network::Host;
 use super::process::{Process, signal_pid};
+use super::relay::{self, Relay};
 use super::saved::copy_sparse;
 use super::site::heed_interruption;
 use crate::bench::proc::{cpu_of, cpu_of_tree};
 use crate::cli::LabArgs;
 use crate::cli::database::{Output, Rhythm};
 
-/// The hosts; their taps are named after them.
-pub(crate) const HOSTS: [&str; 2] = ["host-a", "host-b"];
 /// Nothing that is awaited here takes this long, also without KVM and on a machine that has other work.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -58,6 +59,12 @@ struct Role {
     events: Receiver<(Who, Stamped)>,
     /// Process id of its QEMU.
     qemu: Option<u32>,
+}
+
+impl Role {
+    fn name(&self) -> &'static str {
+        HOSTS[self.host].0
+    }
 }
 
 /// Figures of the checkpoints since they were last taken.
@@ -106,7 +113,9 @@ pub(crate) struct Chain {
     waiting: Option<Role>,
     gateway: Process,
     checkpoints: Checkpoints,
-    place: Place,
+    /// Where processes of each host run.
+    places: [Place; 2],
+    _relays: Option<[Relay; 3]>,
     ram_dir: tempfile::TempDir,
     dir: Option<tempfile::TempDir>,
 }
@@ -128,7 +137,12 @@ impl Chain {
             }
         }
         files::write(plan, guest, dir.path(), ram_dir.path(), lan.is_some())?;
-        let place = lan.map(|lan| lan.inside.clone()).unwrap_or_default();
+        let control = dir.path().join(files::CONTROL);
+        let hosts = lan.map(|lan| &lan.hosts);
+        let relays = hosts
+            .map(|hosts| relay::of_control(hosts, control, dir.path()))
+            .transpose()?;
+        let place = |host| hosts.map_or_else(Place::default, |hosts| hosts.place(host).clone());
         let (sender, _) = channel();
         let config = dir.path().join("g.toml").display().to_string();
         let gateway = Process::start(
@@ -137,23 +151,24 @@ impl Chain {
             &[],
             &dir.path().join("gateway.log"),
             sender,
-            &place,
+            &place(Host::Storage),
         )?;
         let mut chain = Self {
             running: None,
             waiting: None,
             gateway,
             checkpoints: Checkpoints::default(),
-            place,
+            places: HOSTS.map(|(_, host)| place(host)),
+            _relays: relays,
             ram_dir,
             dir: Some(dir),
         };
-        chain.until_thegateway_answers()?;
+        chain.until_the_gateway_answers()?;
         Ok(chain)
     }
 
-    fn until_thegateway_answers(&mut self) -> anyhow::Result<()> {
-        let socket = self.path().join("gateway.sock");
+    fn until_the_gateway_answers(&mut self) -> anyhow::Result<()> {
+        let socket = self.path().join(files::CONTROL);
         let deadline = Instant::now() + LIMIT;
         while UnixStream::connect(&socket).is_err() {
             heed_interruption()?;
@@ -165,6 +180,11 @@ impl Chain {
         Ok(())
     }
 
+    /// Where the VM runs, as an index into [`HOSTS`].
+    pub(crate) fn host(&self) -> Option<usize> {
+        self.running.as_ref().map(|role| role.host)
+    }
+
     /// The working directory.
     pub(crate) fn path(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new("."), |dir| dir.path())
@@ -172,11 +192,11 @@ impl Chain {
 
     fn launch(&self, host: usize, who: Who, args: &[&str]) -> anyhow::Result<Role> {
         let (sender, events) = channel();
-        let name = HOSTS[host];
-        let log = self.path().join(format!("{name}.log"));
+        let log = self.path().join(format!("{}.log", HOSTS[host].0));
+        let place = &self.places[host];
         Ok(Role {
             host,
-            process: Process::start(who, args, &[], &log, sender, &self.place)?,
+            process: Process::start(who, args, &[], &log, sender, place)?,
             events,
             qemu: None,
         })
@@ -199,7 +219,7 @@ impl Chain {
             .running
             .as_ref()
             .map_or(1, |role| (role.host + 1) % HOSTS.len());
-        let config = self.path().join(format!("standby-{}.toml", HOSTS[host]));
+        let config = self.path().join(format!("standby-{}.toml", HOSTS[host].0));
         let config = config.display().to_string();
         let mut role = self.launch(
             host,
@@ -252,8 +272,8 @@ impl Chain {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => bail!(
                 "{} ended without having been told to:\n{}",
-                HOSTS[role.host],
-                self.log_tail(HOSTS[role.host])
+                role.name(),
+                self.log_tail(role.name())
             ),
         }
         Ok(())
@@ -375,7 +395,7 @@ impl Chain {
         wanted: &mut dyn FnMut(&Report) -> bool,
     ) -> anyhow::Result<Stamped> {
         let deadline = Instant::now() + LIMIT;
-        let host = HOSTS[role.host];
+        let host = role.name();
         loop {
             heed_interruption()?;
             match role.events.recv_timeout(Duration::from_millis(20)) {

@@ -5,17 +5,16 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::network::Host;
+use super::relay;
 use super::site::VM;
 use crate::cli::{DeviceState, LabArgs};
 
 /// Names of the VM's disks, in the order in which the guest sees them.
 pub(crate) const DISKS: [&str; 2] = ["root", "data"];
 /// Port of the NBD server where hosts have a network.
-const NBD_PORT: u16 = 10809;
+pub(super) const NBD_PORT: u16 = 10809;
 /// Port of the checkpoint channel.
-const CHANNEL_PORT: u16 = 7070;
-/// Port over which the control API is relayed.
-pub(crate) const CONTROL_PORT: u16 = 7071;
+pub(super) const CHANNEL_PORT: u16 = 7070;
 
 /// What lies on a small disk of the storage host that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,12 +93,6 @@ impl Paths {
     pub(crate) fn control(&self) -> PathBuf {
         self.dir.join("gateway.sock")
     }
-
-    /// The control socket that processes of `host` use where hosts have a network.
-    pub(crate) fn relayed(&self, host: Host) -> PathBuf {
-        self.dir
-            .join(format!("control-{host:?}.sock").to_lowercase())
-    }
 }
 
 /// The configuration files `g.toml`, `vm.toml` and `s.toml`.
@@ -168,7 +161,7 @@ fn gateway_file(layout: &Layout, paths: &Paths, images: &[PathBuf]) -> anyhow::R
 
 fn common(layout: &Layout, paths: &Paths, host: Host) -> String {
     let (control, insecure) = if layout.networked {
-        (paths.relayed(host), "insecure = true\n")
+        (relay::socket(&paths.dir, host), "insecure = true\n")
     } else {
         (paths.control(), "")
     };

@@ -82,6 +82,19 @@ impl Holder {
         Ok(Self { child })
     }
 
+    /// A network namespace with nothing in it.
+    pub(crate) fn network() -> anyhow::Result<Self> {
+        Self::start(&["--net"], ":", &[])
+    }
+
+    /// Where processes run that enter its network namespace.
+    pub(crate) fn place(&self) -> anyhow::Result<Place> {
+        Ok(Place {
+            network: Some(self.namespace("net")?),
+            mounts: None,
+        })
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -49,32 +49,33 @@ const NOBODY: &str = "02:00:00:00:00:ff";
 #[derive(Debug)]
 pub(crate) struct Network {
     hosts: Vec<Place>,
-    _holders: Vec<Holder>,
+    switch: Place,
+    /// Of the hosts, and of the switch.
+    holders: [Holder; 4],
 }
 
 impl Network {
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let holders = (0..4)
-            .map(|_| Holder::start(&["--net"], ":", &[]))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let places = holders
+        let holders = [
+            Holder::network()?,
+            Holder::network()?,
+            Holder::network()?,
+            Holder::network()?,
+        ];
+        let mut places = holders
             .iter()
-            .map(|holder| {
-                Ok(Place {
-                    network: Some(holder.namespace("net")?),
-                    mounts: None,
-                })
-            })
+            .map(Holder::place)
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let mut switch = "link add switch type bridge\nlink set switch up\n".to_owned();
+        let switch = places.pop().context("the switch has a place")?;
+        let mut ports = "link add switch type bridge\nlink set switch up\n".to_owned();
         for (host, holder) in Host::ALL.into_iter().zip(&holders) {
             let (port, pid) = (host.index(), holder.pid());
-            switch.push_str(&format!(
+            ports.push_str(&format!(
                 "link add port{port} type veth peer name eth0 netns {pid}\n\
                  link set port{port} master switch up\n"
             ));
         }
-        ip(&places[3], &switch)?;
+        ip(&switch, &ports)?;
         for host in Host::ALL {
             let mut lines = format!(
                 "link set lo up\nlink set eth0 address {}\naddr add {}/24 dev eth0\nlink set eth0 up\n",
@@ -87,9 +88,20 @@ impl Network {
             ip(&places[host.index()], &lines)?;
         }
         Ok(Self {
-            hosts: places.into_iter().take(3).collect(),
-            _holders: holders,
+            hosts: places,
+            switch,
+            holders,
         })
+    }
+
+    /// Where the switch is.
+    pub(crate) fn switch(&self) -> &Place {
+        &self.switch
+    }
+
+    /// The process that keeps the switch: what ip(8) calls a device's `netns`.
+    pub(crate) fn switch_pid(&self) -> u32 {
+        self.holders[3].pid()
     }
 
     /// Where processes of `host` run.

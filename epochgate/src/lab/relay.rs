@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -14,6 +14,34 @@ use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::namespaces::Place;
+use super::network::{Host, Network};
+
+/// Port over which the control API is relayed.
+const CONTROL_PORT: u16 = 7071;
+
+/// Where processes of `host` find the control API; `dir` is the working directory.
+pub(super) fn socket(dir: &Path, host: Host) -> PathBuf {
+    dir.join(format!("control-{host:?}.sock").to_lowercase())
+}
+
+/// Carries the control API of `control`, the gateway's own socket, to the [`socket`] of each host that uses it.
+pub(super) fn of_control(
+    network: &Network,
+    control: PathBuf,
+    dir: &Path,
+) -> anyhow::Result<[Relay; 3]> {
+    let address = format!("{}:{CONTROL_PORT}", Host::Storage.address());
+    let caller = |host: Host| {
+        let end = End::Caller(socket(dir, host), address.clone());
+        Relay::start(network.place(host).clone(), end)
+    };
+    let called = End::Called(address.clone(), control);
+    Ok([
+        Relay::start(network.place(Host::Storage).clone(), called)?,
+        caller(Host::Source)?,
+        caller(Host::Standby)?,
+    ])
+}
 
 /// A running relay. Dropping it closes all its connections.
 #[derive(Debug)]
@@ -32,7 +60,7 @@ struct Shared {
 
 /// Which end a relay is.
 #[derive(Debug, Clone)]
-pub(crate) enum End {
+enum End {
     /// Listens on the unix socket and connects to the address.
     Caller(PathBuf, String),
     /// Listens on the address and connects to the unix socket.
@@ -41,7 +69,7 @@ pub(crate) enum End {
 
 impl Relay {
     /// Starts it in `place`; it accepts when this returns.
-    pub(crate) fn start(place: Place, end: End) -> anyhow::Result<Self> {
+    fn start(place: Place, end: End) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             over: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC)?,

@@ -9,11 +9,11 @@ use anyhow::{Context, bail};
 use coordinator::report::{Report, Stamped, now_us};
 use rustix::process::{Pid, Signal};
 
-use super::layout::{self, CONTROL_PORT, DISKS, Layout, Paths, Small};
+use super::layout::{self, DISKS, Layout, Paths, Small};
 use super::namespaces::Place;
 use super::network::{Host, Network};
 use super::process::Process;
-use super::relay::{End, Relay};
+use super::relay::{self, Relay};
 use super::seen::Seen;
 use super::small_disk::SmallDisk;
 use super::witness::Serial;
@@ -52,7 +52,7 @@ pub(crate) struct Site {
     astray: u64,
     layout: Layout,
     env: Vec<(Who, String, String)>,
-    relays: Vec<Relay>,
+    relays: Option<[Relay; 3]>,
     network: Option<Network>,
     small: Option<SmallDisk>,
     ram_dir: tempfile::TempDir,
@@ -131,7 +131,7 @@ impl Site {
             astray: 0,
             layout: layout.clone(),
             env,
-            relays: Vec::new(),
+            relays: None,
             network: None,
             small: None,
             ram_dir,
@@ -208,15 +208,8 @@ impl Site {
         }
         let network = Network::start()?;
         let paths = self.paths();
-        let address = format!("{}:{CONTROL_PORT}", Host::Storage.address());
-        let called = End::Called(address.clone(), paths.control());
-        let storage = network.place(Host::Storage).clone();
-        self.relays.push(Relay::start(storage, called)?);
-        for host in [Host::Source, Host::Standby] {
-            let caller = End::Caller(paths.relayed(host), address.clone());
-            self.relays
-                .push(Relay::start(network.place(host).clone(), caller)?);
-        }
+        let relays = relay::of_control(&network, paths.control(), &paths.dir)?;
+        self.relays = Some(relays);
         self.network = Some(network);
         Ok(())
     }

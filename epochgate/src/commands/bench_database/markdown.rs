@@ -7,9 +7,20 @@ use serde_json::Value;
 use crate::cli::database::DatabaseBenchArgs;
 
 /// Rows of the table: what it is, and where it stands in the summary.
-const ROWS: [(&str, &str); 5] = [
-    ("longest stall of any connection, per failover", "/stall_ms"),
-    ("kill to the guest running", "/failover_ms"),
+const ROWS: [(&str, &str); 7] = [
+    (
+        "longest stall of any connection, per failover",
+        "/failovers/stall_ms",
+    ),
+    ("kill to the guest running", "/failovers/running_ms"),
+    (
+        "longest stall of any connection, per switchover",
+        "/switchovers/stall_ms",
+    ),
+    (
+        "`epochgate switchover` to the guest running",
+        "/switchovers/running_ms",
+    ),
     ("a transaction, unprotected", "/transaction_ms/unprotected"),
     ("a transaction, protected", "/transaction_ms/protected"),
     ("pause of a checkpoint", "/pause_ms"),
@@ -21,20 +32,16 @@ pub(super) fn section(args: &DatabaseBenchArgs, summary: &Value) -> String {
     let rate = &summary["transactions_per_second"];
     let mut text = format!(
         "## Database: {connections} connections, output = \"{output}\", rhythm = \"{rhythm}\"\n\n\
-         {failovers} failovers from host to host{late}: {acknowledged} transactions acknowledged on {connections} connections, **{lost} lost, \
-         {resets} connections broken**, {wrong} wrong answers; {audited} rows audited: all that were promised at the end of the load, and once more \
+         {moves} between two hosts, each in a network namespace of its own: {acknowledged} transactions acknowledged on {connections} \
+         connections, **{lost} lost, {resets} connections broken**, {wrong} wrong answers; {by_kind}{audited} rows audited: all that were promised at the end of the load, and once more \
          after all hosts were killed and the VM had booted from its disks. Transactions per second: {protected} protected, {unprotected} unprotected. \
          {checkpoints} checkpoints in the protected stretch, {wire} bytes on the wire for each dirty byte of memory. Guest with {memory} MiB, \
          interval {interval} ms, seed {seed}.\n\n\
          | ms | p50 | p99 | max |\n|---|---:|---:|---:|\n",
         output = args.database.output.name(),
         rhythm = args.database.rhythm.name(),
-        late = if args.late {
-            ", each late in an epoch"
-        } else {
-            ""
-        },
-        failovers = summary["failovers"],
+        moves = moves(args),
+        by_kind = by_kind(summary),
         acknowledged = summary["acknowledged"],
         connections = summary["connections"],
         lost = summary["lost"],
@@ -50,7 +57,8 @@ pub(super) fn section(args: &DatabaseBenchArgs, summary: &Value) -> String {
         seed = summary["seed"],
     );
     for (what, place) in ROWS {
-        if let Some(spread) = summary.pointer(place) {
+        // There is none of what was not done.
+        if let Some(spread) = summary.pointer(place).filter(|spread| spread["max"] != 0.0) {
             // Writing to a String can't fail.
             let _ = writeln!(
                 text,
@@ -61,4 +69,34 @@ pub(super) fn section(args: &DatabaseBenchArgs, summary: &Value) -> String {
     }
     text.push('\n');
     text
+}
+
+fn moves(args: &DatabaseBenchArgs) -> String {
+    let late = if args.late {
+        ", each late in an epoch,"
+    } else {
+        ""
+    };
+    match args.switchovers {
+        0 => format!("{} failovers{late}", args.failovers),
+        switchovers => format!(
+            "{} failovers{late}, then {switchovers} switchovers",
+            args.failovers
+        ),
+    }
+}
+
+/// What was noticed of moves of each kind, where there are two.
+fn by_kind(summary: &Value) -> String {
+    if summary["switchovers"]["count"] == 0 {
+        return String::new();
+    }
+    let of = |kind: &str| {
+        let moves = &summary[kind];
+        format!(
+            "{} lost, {} broken, {} wrong of {} with the {kind}",
+            moves["lost"], moves["resets"], moves["wrong"], moves["acknowledged"]
+        )
+    };
+    format!("{}; {}; ", of("failovers"), of("switchovers"))
 }

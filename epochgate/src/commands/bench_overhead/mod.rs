@@ -17,7 +17,6 @@ use crate::bench::output::output;
 use crate::bench::plot;
 use crate::cli::overhead::OverheadArgs;
 use crate::exit::Usage;
-use crate::lab::chain::HOSTS;
 use crate::lab::lan::Lan;
 use crate::lab::namespaces;
 use crate::lab::site::guest_folder;
@@ -42,7 +41,7 @@ pub(crate) fn run(args: &OverheadArgs) -> anyhow::Result<ExitCode> {
     let mut qemu = String::new();
     for case in cases {
         bar.set_message(case.name());
-        let lan = case.networked().then(|| Lan::start(&HOSTS)).transpose()?;
+        let lan = case.networked().then(Lan::start).transpose()?;
         let mut pairs: Vec<Pair> = case.workloads.iter().copied().map(Pair::new).collect();
         let mut bench = Bench::start(args, &case, &guest, lan.as_ref())?;
         qemu.clone_from(&bench.qemu);
