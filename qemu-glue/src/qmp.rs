@@ -4,9 +4,8 @@
 //! it can't put several commands into one write. Here an unknown event is skipped, and a [`Batch`] leaves in one write,
 //! so that QEMU runs `migrate` right after `stop` without a round trip between them.
 //!
-//! QEMU reads slowly ([`outbox`]), and reads the next command only when it has answered the last one, unless it was asked for
-//! *out-of-band* execution: then its monitor's thread reads on. We ask for that alone; no command is sent out of band, and
-//! the others are carried out one after the other as before.
+//! QEMU reads slowly ([`outbox`]), and reads the next command only when it has answered the last one. Asking for *out-of-band*
+//! execution would let it read on meanwhile; that is not done, as each byte wakes QEMU's main loop, which is busy stopping the guest.
 
 mod outbox;
 
@@ -171,10 +170,8 @@ impl Qmp {
             version: format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro),
             reader,
         };
-        let reads_on = greeting.qmp.capabilities.iter().any(|c| c == "oob");
-        let enable = reads_on.then(|| vec![qmp::QMPCapability::oob]);
         connection
-            .execute(&qmp::qmp_capabilities { enable })
+            .execute(&qmp::qmp_capabilities { enable: None })
             .await?;
         Ok(connection)
     }
@@ -322,9 +319,6 @@ struct Greeting {
 #[derive(Deserialize)]
 struct GreetingBody {
     version: qmp::VersionInfo,
-    /// Words as QEMU writes them; a newer one may have more.
-    #[serde(default)]
-    capabilities: Vec<String>,
 }
 
 /// Any line after the greeting. Unknown fields are welcome: newer QEMUs add them.

@@ -21,6 +21,9 @@ const LONGER_MS: [u64; 3] = [2, 4, 8];
 /// A guest makes progress if it writes so much of what it writes unprotected.
 pub(super) const PROGRESS: f64 = 0.25;
 
+/// MiB that the guest's kernel and its programs need for themselves.
+const SYSTEM_MIB: u64 = 96;
+
 /// One run.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Run {
@@ -97,7 +100,10 @@ pub(super) fn as_fast_as_possible(args: &CheckpointArgs, runs: &Runs) -> anyhow:
 
 /// What is added to the kernel's command line of a guest with so much RAM.
 pub(super) fn append(args: &CheckpointArgs, mib: u64) -> String {
-    format!("witness.fill_mib={}", mib * args.filled / 100)
+    format!(
+        "witness.fill_mib={}",
+        (mib * args.filled / 100).min(mib.saturating_sub(SYSTEM_MIB))
+    )
 }
 
 fn measure(args: &CheckpointArgs, runs: &Runs, interval_ms: u64) -> anyhow::Result<Run> {
