@@ -61,7 +61,7 @@ overhead() {
 
 # Once as it is meant to be, once with more connections, and once to show that losses would be found; that one ends with exit code 1.
 database() {
-  bench database --markdown --keep --failovers "${DATABASE:-50}"
+  bench database --markdown --keep --failovers "${DATABASE:-100}" --switchovers 10
   bench database --markdown --keep --failovers 5 --connections 32
   "$epochgate" bench database --markdown --failovers 3 --output pass --rhythm fixed --interval 400 --late || [ $? = 1 ]
 }
