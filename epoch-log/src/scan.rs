@@ -13,7 +13,7 @@ use crate::{
     limits::{COPY_DISTANCE, SECTOR},
     recovery::{Fold, Index, Outcome},
     replay::read_record,
-    segment::{self, Opened},
+    segment::{self, HEADER_AREA, Opened},
 };
 
 /// How much is read at once.
@@ -64,6 +64,7 @@ pub(crate) fn scan(
         repairs: Vec::new(),
         segments: BTreeMap::new(),
         listener,
+        buffer: Vec::new(),
     };
     let mut before: Option<u64> = None;
     for &number in numbers {
@@ -104,6 +105,8 @@ struct Scan<'a> {
     repairs: Vec<Repair>,
     segments: BTreeMap<u64, ScannedSegment>,
     listener: Listener<'a>,
+    /// Of the window, kept from one segment to the next.
+    buffer: Vec<u8>,
 }
 
 impl Scan<'_> {
@@ -121,7 +124,9 @@ impl Scan<'_> {
             segment: number,
             offset: 0,
         };
-        let (header, records_start) = match segment::read_header(self.dir, &file, number)? {
+        let mut window = Window::new(&file, len, std::mem::take(&mut self.buffer));
+        let area = window.get(0, HEADER_AREA).map_err(fail)?;
+        let (header, records_start) = match segment::header_in(self.dir, &file, area, number)? {
             Opened::Valid(header, records_start) => (*header, records_start),
             Opened::Invalid => {
                 self.fold.damaged(start, DamageKind::SegmentHeader);
@@ -137,12 +142,12 @@ impl Scan<'_> {
             self.fold.damaged(start, DamageKind::SegmentForeign);
             return Ok(());
         }
-        let mut window = Window::new(&file, len);
         compare(&mut window, start, &header.encode(), &mut self.repairs).map_err(fail)?;
         self.fold.segment(&header, records_start);
         let used = self
             .records(&mut window, header.key, records_start)
             .map_err(fail)?;
+        self.buffer = window.bytes;
         if let Some(end) = file.unreadable_end() {
             self.fold.unreadable(Position {
                 segment: number,
@@ -288,12 +293,14 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    const fn new(file: &'a LogFile, len: u64) -> Self {
+    /// Nothing is read yet. What is in `buffer` does not matter.
+    fn new(file: &'a LogFile, len: u64, mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
         Self {
             file,
             len,
             start: 0,
-            bytes: Vec::new(),
+            bytes: buffer,
         }
     }
 

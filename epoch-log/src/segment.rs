@@ -14,6 +14,9 @@ const SUFFIX: &str = ".seg";
 const NEW_SUFFIX: &str = ".seg.new";
 const SPARE_SUFFIX: &str = ".seg.spare";
 
+/// Both copies of a header are within so many bytes.
+pub(crate) const HEADER_AREA: usize = MAX_HEADER_BYTES * 2;
+
 /// An open segment.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -97,16 +100,16 @@ pub(crate) enum Opened {
     Invalid,
 }
 
-/// Reads the header of segment `number`.
-pub(crate) fn read_header(dir: &LogDir, file: &LogFile, number: u64) -> Result<Opened, LogError> {
-    let mut start = vec![0; MAX_HEADER_BYTES * 2];
-    let got = file
-        .read_at(&mut start, 0)
-        .map_err(|e| LogError::io("read", dir.path().join(file.name()), e))?;
-    start.truncate(got);
-    match SegmentHeader::decode(&start, number) {
+/// Looks for the header of segment `number` in `start`: the first [`HEADER_AREA`] bytes of `file`, or all if it is shorter.
+pub(crate) fn header_in(
+    dir: &LogDir,
+    file: &LogFile,
+    start: &[u8],
+    number: u64,
+) -> Result<Opened, LogError> {
+    match SegmentHeader::decode(start, number) {
         // Records begin after both copies; a shorter file is not a whole segment.
-        Ok((_, records_start)) if (got as u64) < records_start => Ok(Opened::Invalid),
+        Ok((_, records_start)) if (start.len() as u64) < records_start => Ok(Opened::Invalid),
         Ok((header, records_start)) => Ok(Opened::Valid(Box::new(header), records_start)),
         Err(HeaderError::Invalid) => Ok(Opened::Invalid),
         Err(HeaderError::Version(found)) => Err(LogError::Version {
