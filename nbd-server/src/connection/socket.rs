@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::sendfile;
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -86,20 +87,17 @@ impl Socket {
         self.tls.get().is_none()
     }
 
-    /// Receives at least one byte; 0 is the end of the stream.
+    /// Receives at least one byte, behind what `buf` holds and as far as it has room; 0 is the end of the stream.
     ///
     /// # Errors
     /// As recv(2); `WouldBlock` when the time limit has passed.
-    pub fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
+    pub fn recv(&self, buf: &mut Vec<u8>) -> io::Result<usize> {
         if let Some(tls) = self.tls.get() {
-            return tls.recv(&self.fd, buf.len(), |at, piece| {
-                if let Some(target) = buf.get_mut(at..at + piece.len()) {
-                    target.copy_from_slice(piece);
-                }
-            });
+            let room = buf.capacity() - buf.len();
+            return tls.recv(&self.fd, room, |_, piece| buf.extend_from_slice(piece));
         }
         loop {
-            match net::recv(&self.fd, &mut *buf, RecvFlags::empty()) {
+            match net::recv(&self.fd, spare_capacity(buf), RecvFlags::empty()) {
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
                 Ok((received, _)) => return Ok(received),
@@ -111,8 +109,8 @@ impl Socket {
     ///
     /// # Errors
     /// As recv(2).
-    pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
-        match net::recv(&self.fd, &mut *buf, RecvFlags::DONTWAIT) {
+    pub fn try_recv(&self, buf: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        match net::recv(&self.fd, spare_capacity(buf), RecvFlags::DONTWAIT) {
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
             Ok((received, _)) => Ok(Some(received)),
