@@ -22,6 +22,9 @@ const NONE: u32 = 0;
 const LZ4: u32 = 1;
 const ZSTD: u32 = 2;
 
+/// Most bytes that LZ4 makes of one: a byte of a match's length says as much.
+const LZ4_MOST: usize = 255;
+
 /// Fast enough for what is sent many times a second.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -57,21 +60,20 @@ pub(super) fn compress(compression: Compression, body: &[u8], out: &mut Vec<u8>)
     }
 }
 
-/// Undoes it. The body has exactly `length` bytes, which the caller has bounded.
+/// Undoes it. The body has exactly `length` bytes, which the caller has bounded; a claim alone costs next to nothing.
 pub(super) fn decompress(codec: u32, bytes: &[u8], length: usize) -> Result<Vec<u8>, Unpackable> {
-    let mut body = vec![0; length];
-    let size = match codec {
-        NONE => {
-            body.clear();
-            body.extend_from_slice(bytes);
-            Some(bytes.len())
+    let body = match codec {
+        NONE => Some(bytes.to_vec()),
+        LZ4 if length > bytes.len().saturating_mul(LZ4_MOST) => None,
+        LZ4 => {
+            let mut body = vec![0; length];
+            let size = lz4_flex::block::decompress_into(bytes, &mut body);
+            size.is_ok_and(|size| size == length).then_some(body)
         }
-        LZ4 => lz4_flex::block::decompress_into(bytes, &mut body).ok(),
-        ZSTD => zstd::bulk::decompress_to_buffer(bytes, &mut body).ok(),
+        // What it makes room for is not cleared.
+        ZSTD => zstd::bulk::decompress(bytes, length).ok(),
         other => return Err(Unpackable::Codec(other)),
     };
-    if size != Some(length) {
-        return Err(Unpackable::Damaged);
-    }
-    Ok(body)
+    let exact = body.filter(|body| body.len() == length);
+    exact.ok_or(Unpackable::Damaged)
 }

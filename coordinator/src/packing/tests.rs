@@ -123,6 +123,16 @@ fn a_claim_of_more_than_there_is_is_refused_before_it_costs_memory() {
     assert_eq!(Unpacker::new(16).unpack(bomb), Err(Unpackable::Damaged));
 }
 
+#[test]
+fn what_compresses_best_comes_back() {
+    for way in WAYS {
+        let (mut packer, mut unpacker) = (Packer::new(way, 0), Unpacker::new(0));
+        let frame = frame(Kind::Device, 1, vec![7; MAX_PAYLOAD_BYTES as usize]);
+        let packed = packer.pack(frame.clone());
+        assert_eq!(unpacker.unpack(packed).unwrap(), frame);
+    }
+}
+
 proptest! {
     #[test]
     fn any_history_comes_back(
