@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The guest's RAM: small, so that ranges beyond it are found soon.
 const RAM: u64 = 1 << 20;
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 15] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -36,6 +36,9 @@ const KINDS: [Kind; 12] = [
     Kind::Heartbeat,
     Kind::Yield,
     Kind::End,
+    Kind::PackedBase,
+    Kind::PackedPages,
+    Kind::PackedDevice,
 ];
 
 /// Runs one input.

@@ -12,7 +12,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use fuzz_targets::{
-    bounds, checkpoint, configuration, control, log, negotiation, session, transmission,
+    bounds, checkpoint, configuration, control, device_head, log, negotiation, packing, session,
+    transmission,
 };
 
 /// The inputs that are kept for a target.
@@ -107,8 +108,18 @@ fn the_checkpoint_channel_takes_every_kept_input() {
 }
 
 #[test]
+fn packed_frames_take_every_kept_input() {
+    runs("packing", packing::run, 20_000);
+}
+
+#[test]
+fn the_head_of_a_device_stream_takes_every_kept_input() {
+    runs("device_head", device_head::run, 50_000);
+}
+
+#[test]
 fn the_log_takes_every_kept_input() {
-    runs("log", log::run, 20_000);
+    runs("log", log::run_thoroughly, 20_000);
 }
 
 #[test]

@@ -13,7 +13,7 @@
 mod accelerator;
 mod arguments;
 mod description;
-mod device_state;
+pub mod device_state;
 mod dirty_pages;
 mod error;
 mod fingerprint;

@@ -69,63 +69,121 @@ mod ram {
 
 /// Why a stream was not understood. Offsets are in bytes from its beginning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum HeadError {
+pub enum HeadError {
+    /// There is less of it than it says.
     #[error("it ends in the middle, at {at}")]
-    Truncated { at: usize },
+    Truncated {
+        /// Where what is missing would begin.
+        at: usize,
+    },
+    /// It goes on for longer than any head does.
     #[error("its head is longer than {} MiB", HEAD_LIMIT >> 20)]
     TooLong,
+    /// Not a stream, or one of another version.
     #[error("it does not begin as a stream of version 3 does")]
     Preamble,
+    /// Nothing that begins a section.
     #[error("an unknown section of type {kind} at {at}")]
-    Section { kind: u8, at: usize },
+    Section {
+        /// Its first byte.
+        kind: u8,
+        /// Where it begins.
+        at: usize,
+    },
+    /// A name that is not known where it stands.
     #[error("an unknown {what} \"{name}\"")]
-    Name { what: &'static str, name: String },
+    Name {
+        /// What it would be the name of.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A name that is not UTF-8.
     #[error("a name at {at} is not plain text")]
-    NotText { at: usize },
+    NotText {
+        /// Where it begins.
+        at: usize,
+    },
+    /// A command that may mean anything.
     #[error("an unknown command {kind} with {length} bytes at {at}")]
-    Command { kind: u16, length: u16, at: usize },
+    Command {
+        /// Its number.
+        kind: u16,
+        /// Length of its argument in bytes.
+        length: u16,
+        /// Where it begins.
+        at: usize,
+    },
+    /// A stream that was made in another way.
     #[error("capabilities {found:?} instead of x-ignore-shared alone")]
-    Capabilities { found: Vec<String> },
+    Capabilities {
+        /// What it was made with.
+        found: Vec<String>,
+    },
+    /// A section of another version.
     #[error("an unknown version {version} of section \"{name}\"")]
-    Version { name: &'static str, version: u32 },
+    Version {
+        /// The section.
+        name: &'static str,
+        /// Its version.
+        version: u32,
+    },
+    /// A section in a place where it does not belong.
     #[error("sections out of order at {at}")]
-    Order { at: usize },
+    Order {
+        /// Where it begins.
+        at: usize,
+    },
+    /// A record of RAM that is none.
     #[error("an unknown RAM record {word:#x} at {at}")]
-    Record { word: u64, at: usize },
+    Record {
+        /// Its first number.
+        word: u64,
+        /// Where it begins.
+        at: usize,
+    },
+    /// RAM blocks that can't be.
     #[error("a list of RAM blocks that contradicts itself at {at}")]
-    List { at: usize },
+    List {
+        /// Where it begins.
+        at: usize,
+    },
+    /// A page that no block has.
     #[error("a page outside of its RAM block at {at}")]
-    Page { at: usize },
+    Page {
+        /// Where its record begins.
+        at: usize,
+    },
 }
 
 /// A RAM block of the list, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Block {
+pub struct Block {
     /// QEMU's name for it, such as `pc.bios`.
-    pub(crate) name: String,
+    pub name: String,
     /// Length in bytes.
-    pub(crate) length: u64,
+    pub length: u64,
     /// Pages of it that are in the head, counting repeated ones again.
-    pub(crate) pages: u64,
+    pub pages: u64,
     /// Where in the head its guest address is. It only counts for shared memory.
     address_at: usize,
 }
 
 /// What is in a head.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Head {
+pub struct Head {
     /// Length in bytes: the first device begins here.
-    pub(crate) length: usize,
+    pub length: usize,
     /// QEMU's machine type with its version, such as `pc-i440fx-7.2`.
-    pub(crate) machine: String,
+    pub machine: String,
     /// All RAM blocks of the machine.
-    pub(crate) blocks: Vec<Block>,
+    pub blocks: Vec<Block>,
 }
 
 impl Head {
     /// Whether two heads, of which this is one, say the same but for the addresses of their blocks in the guest. Those of
     /// ROMs change when a guest moves them, and a standby does not look at them.
-    pub(crate) fn same_content(&self, one: &[u8], other: &[u8]) -> bool {
+    pub fn same_content(&self, one: &[u8], other: &[u8]) -> bool {
         let mut begin = 0;
         let mut parts = self.blocks.iter().map(|block| {
             let part = begin..block.address_at;
@@ -138,7 +196,10 @@ impl Head {
 }
 
 /// Reads the head of `stream`, which may go on behind it.
-pub(crate) fn parse(stream: &[u8]) -> Result<Head, HeadError> {
+///
+/// # Errors
+/// What in it is not as in any stream that is known.
+pub fn parse(stream: &[u8]) -> Result<Head, HeadError> {
     let (bytes, cut) = match stream.get(..HEAD_LIMIT) {
         Some(most) => (most, true),
         None => (stream, false),

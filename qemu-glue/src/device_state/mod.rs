@@ -8,7 +8,7 @@
 //!   a quarter of the time; the ROMs come from the last whole stream ([`head`]), as long as they are known not to have
 //!   changed ([`roms`]). Where that is not known, it is the first way.
 
-mod head;
+pub mod head;
 mod migrate;
 mod roms;
 mod save;
