@@ -171,7 +171,7 @@ async fn other_commands_come_between(name: &str, release: Release) {
         protected.vm.resume().await.unwrap();
         assert!(protected.vm.is_running().await.unwrap());
         // Given up in the middle of the pause: it stays stopped, with `cont` spelled.
-        drop(protected.vm.stop().await.unwrap());
+        let _given_up = protected.vm.stop().await.unwrap();
         assert!(!protected.vm.is_running().await.unwrap());
         protected.vm.resume().await.unwrap();
         assert!(protected.vm.is_running().await.unwrap());

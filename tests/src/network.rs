@@ -160,11 +160,13 @@ impl Lan {
         })
     }
 
-    /// Packets that the QEMU of a host has given to the network so far, of whatever kind. To be asked on the thread that made the network.
+    /// Packets that the QEMU of a host has given to the network so far, of whatever kind.
     #[track_caller]
     pub fn packets_from(&self, host: &str) -> u64 {
         // Not /proc/net: that is the network of the process's first thread.
-        let table = std::fs::read_to_string("/proc/thread-self/net/dev").expect("/proc is there");
+        let table = self.on(host, || {
+            std::fs::read_to_string("/proc/thread-self/net/dev").expect("/proc is there")
+        });
         let name = format!("tap-{host}:");
         let counts = table
             .lines()

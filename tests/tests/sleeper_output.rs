@@ -51,8 +51,6 @@ fn a_source_sleeps_through_its_failover(
     output: &'static str,
     woken: impl FnOnce(&Lan, u64),
 ) -> Slept {
-    let lan = Lan::enter();
-    let capture = lan.capture();
     let mut site = Site::new(&Options {
         // Long epochs: each has many packets.
         interval_ms: 1_000,
@@ -60,6 +58,7 @@ fn a_source_sleeps_through_its_failover(
         output: Some(output),
         ..Options::default()
     });
+    let capture = site.lan().capture();
     site.start_gateway(&[]);
     site.start_source_with(&[ASLEEP]);
     site.serial("source").at_work();
@@ -73,13 +72,13 @@ fn a_source_sleeps_through_its_failover(
     frozen("the source to fall asleep", coordinator);
     signal_pid(qemu, Signal::STOP);
     frozen("its QEMU to fall asleep", qemu);
-    let until_frozen = lan.packets_from("host-a");
+    let until_frozen = site.lan().packets_from("host-a");
 
     let resumed = site.resumed();
-    lan.wait_for_more_from("host-b", 100);
+    site.lan().wait_for_more_from("host-b", 100);
     // The guest of the past first: it goes on and talks before anyone tells it to stop.
     signal_pid(qemu, Signal::CONT);
-    woken(&lan, until_frozen);
+    woken(site.lan(), until_frozen);
     site.source().signal(Signal::CONT);
     site.source().wait();
     assert_eq!(site.source().last_event()["event"], "fenced");
@@ -88,8 +87,8 @@ fn a_source_sleeps_through_its_failover(
         || (!is_alive(qemu)).then_some(()),
         || format!("pid {qemu}"),
     );
-    let until_gone = lan.packets_from("host-a");
-    lan.wait_for_more_from("host-b", 100);
+    let until_gone = site.lan().packets_from("host-a");
+    site.lan().wait_for_more_from("host-b", 100);
     Slept {
         frames: capture.end(),
         until_frozen,
