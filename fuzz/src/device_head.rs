@@ -1,7 +1,7 @@
 //! The head of a device stream: whatever QEMU writes, nothing panics; a head ends where its first device begins and is the same whatever
 //! follows; one that is cut off is refused; and two of the same content are read alike.
 //!
-//! Input: the stream, in which [`ZEROS`] and a number stand for so many times 64 zeros, as the pages in it are long.
+//! Input: the stream, in which `ZEROS` and a number stand for so many times 64 zeros, as the pages in it are long.
 
 use std::collections::BTreeSet;
 

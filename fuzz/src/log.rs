@@ -9,7 +9,7 @@
 //!
 //! Input: a byte that chooses the log, then alterations, see `alter.rs`.
 //!
-//! To look at a log in all ways takes several times as long as to open it, so [`run`] does that with one input in [`THOROUGH`]. Which one
+//! To look at a log in all ways takes several times as long as to open it, so [`run`] does that with one input in `THOROUGH`. Which one
 //! is up to a hash: with a bit of the input a fuzzer, which keeps what reaches the most, soon has it set in all.
 
 mod alter;

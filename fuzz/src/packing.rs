@@ -2,7 +2,7 @@
 //! packed is refused, or is a frame exactly as long as it says.
 //!
 //! Input: a byte that chooses compression and size of the caches, then records, one for each frame: what it is and how it is altered
-//! (1 byte), epoch (1), length (1), so many bytes. See [`content`], [`altered`] and [`made_up`].
+//! (1 byte), epoch (1), length (1), so many bytes. See `content`, `altered` and `made_up`.
 
 use std::sync::OnceLock;
 

@@ -6,7 +6,7 @@
 //! [`run`] has the server on the thread of the fuzzer and without workers: all that the client sends is in the socket before it begins,
 //! and all that it answers has room there. That takes no thread and no waiting, so it is many times faster than [`run_with_threads`],
 //! where client, connection and workers are threads beside each other, behind a listener, as in life. It can't cut what is sent, so the
-//! third byte means nothing there. Of one input in [`LARGE`] much may be transferred, of the others little, as most of the time would go
+//! third byte means nothing there. Of one input in `LARGE` much may be transferred, of the others little, as most of the time would go
 //! into copying, and what large requests show is soon seen. Which one is up to a hash: with a byte of the input a fuzzer, which keeps what
 //! reaches the most, soon has them all large.
 

@@ -2,11 +2,11 @@
 //!
 //! There are two ways, behind one interface:
 //!
-//! - [`migrate`]: QMP `migrate` with `x-ignore-shared`, which leaves the shared RAM file out. Any `-incoming` loads it. It
+//! - `migrate`: QMP `migrate` with `x-ignore-shared`, which leaves the shared RAM file out. Any `-incoming` loads it. It
 //!   starts a thread, sends the machine's ROMs each time, closes and opens the disks.
-//! - [`save`]: QMP `xen-save-devices-state`, which is not about Xen. QEMU writes its devices to a file and nothing else, in
-//!   a quarter of the time; the ROMs come from the last whole stream ([`head`]), as long as they are known not to have
-//!   changed ([`roms`]). Where that is not known, it is the first way.
+//! - `save`: QMP `xen-save-devices-state`, which is not about Xen. QEMU writes its devices to a file and nothing else, in
+//!   a quarter of the time; the ROMs come from the last whole stream (`head`), as long as they are known not to have
+//!   changed (`roms`). Where that is not known, it is the first way.
 
 pub mod head;
 mod migrate;
