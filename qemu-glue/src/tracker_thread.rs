@@ -1,6 +1,6 @@
 //! A thread for the dirty-page tracker: scanning and copying keep a core busy for milliseconds and must not hold up
 //! the device state and the seal, which run beside them on the async runtime. A scan that is known to be [quick](QUICK) is done
-//! where it is asked for: the way to the thread and back takes a third as long.
+//! where it is asked for, without the way to the thread and back.
 //!
 //! What a scan found counts as clean in the kernel from then on, so it must not get lost if the checkpoint fails. It stays
 //! *pending* here, and is part of every further copy, until the checkpoint was saved.
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::guest_ram::GuestRam;
 use crate::page_set::{PAGE, PAGE_SIZE, PageRange, PageSet};
 
-/// Guest memory, in bytes, up to which a cheap scan is quick: it takes half a millisecond then.
+/// Guest memory, in bytes, up to which a cheap scan is quick: it takes less than a millisecond then.
 const QUICK: u64 = 1 << 30;
 
 /// How far a base copy is. Make a new one for each base copy.

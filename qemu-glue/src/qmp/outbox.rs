@@ -56,7 +56,10 @@ struct Ahead {
 pub(super) struct Outbox {
     socket: OwnedWriteHalf,
     next_id: u64,
+    /// What QEMU has of a command when all of `unsent` is written.
     ahead: Option<Ahead>,
+    /// Not written yet. A send that is dropped leaves its rest here for the next one, so that QEMU never gets half a command.
+    unsent: Vec<u8>,
 }
 
 impl Outbox {
@@ -65,14 +68,13 @@ impl Outbox {
             socket,
             next_id: 0,
             ahead: None,
+            unsent: Vec::new(),
         }
     }
 
-    /// What these commands are to be written as, one after the other, and their numbers. `then` is spelled ahead behind them.
-    ///
-    /// The bytes must be written, whatever happens in between.
-    fn prepare(&mut self, commands: &[Text], then: Option<&Text>) -> (Vec<u8>, Vec<u64>) {
-        let mut bytes = Vec::new();
+    /// Adds these commands, one after the other, to what is to be written, and returns their numbers. `then` is spelled ahead behind
+    /// them.
+    fn prepare(&mut self, commands: &[Text], then: Option<&Text>) -> Vec<u64> {
         let mut ids = Vec::with_capacity(commands.len());
         let mut ahead = self.ahead.take();
         if let Some(other) = ahead.take_if(|ahead| commands.first() != Some(&ahead.text)) {
@@ -80,27 +82,27 @@ impl Outbox {
                 id = other.id,
                 "a command that was spelled ahead is not sent"
             );
-            bytes.extend_from_slice(SPOILT);
+            self.unsent.extend_from_slice(SPOILT);
         }
         for text in commands {
             let id = match ahead.take() {
                 Some(ahead) => ahead.id,
-                None => self.spell(text, &mut bytes),
+                None => self.spell(text),
             };
-            bytes.extend_from_slice(b"}\n");
+            self.unsent.extend_from_slice(b"}\n");
             ids.push(id);
         }
         self.ahead = then.map(|text| Ahead {
             text: text.clone(),
-            id: self.spell(text, &mut bytes),
+            id: self.spell(text),
         });
-        (bytes, ids)
+        ids
     }
 
-    fn spell(&mut self, text: &Text, bytes: &mut Vec<u8>) -> u64 {
+    fn spell(&mut self, text: &Text) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        text.spell(id, bytes);
+        text.spell(id, &mut self.unsent);
         id
     }
 
@@ -111,10 +113,15 @@ impl Outbox {
         then: Option<&Text>,
         expect: impl FnOnce(Vec<u64>) -> Result<()>,
     ) -> Result<()> {
-        let (bytes, ids) = self.prepare(commands, then);
+        let ids = self.prepare(commands, then);
         expect(ids)?;
-        let written = self.socket.write_all(&bytes).await;
-        written.map_err(|_| Error::QmpClosed)
+        while !self.unsent.is_empty() {
+            match self.socket.write(&self.unsent).await {
+                Ok(0) | Err(_) => return Err(Error::QmpClosed),
+                Ok(written) => drop(self.unsent.drain(..written)),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -132,7 +139,8 @@ mod tests {
     }
 
     fn prepared(outbox: &mut Outbox, commands: &[Text], then: Option<&Text>) -> (String, Vec<u64>) {
-        let (bytes, ids) = outbox.prepare(commands, then);
+        let ids = outbox.prepare(commands, then);
+        let bytes = std::mem::take(&mut outbox.unsent);
         (String::from_utf8(bytes).unwrap(), ids)
     }
 
@@ -176,6 +184,28 @@ mod tests {
         // Nothing is left of it.
         let (text, _) = prepared(&mut outbox, &[stop], None);
         assert_eq!(text, "{\"execute\":\"stop\",\"id\":3}\n");
+    }
+
+    #[tokio::test]
+    async fn what_a_dropped_send_leaves_goes_first() {
+        let (socket, mut qemu) = tokio::net::UnixStream::pair().unwrap();
+        let mut outbox = Outbox::new(socket.into_split().1);
+        let (stop, cont) = (
+            Text::of(&qmp::stop {}).unwrap(),
+            Text::of(&qmp::cont {}).unwrap(),
+        );
+        // As a send that is dropped before it has written anything.
+        outbox.prepare(&[], Some(&stop));
+        outbox.send(&[stop, cont], None, |_| Ok(())).await.unwrap();
+        drop(outbox);
+        let mut text = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut qemu, &mut text)
+            .await
+            .unwrap();
+        assert_eq!(
+            text,
+            "{\"execute\":\"stop\",\"id\":0}\n{\"execute\":\"cont\",\"id\":1}\n"
+        );
     }
 
     #[test]
