@@ -1,8 +1,9 @@
-//! Where the figures of a bench go.
+//! Where the figures of a bench go, and what is shown until they are there.
 
 use std::path::Path;
 
 use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::bench::OutputArgs;
 
@@ -33,4 +34,12 @@ pub(crate) fn output(
         print!("{text}");
     }
     Ok(())
+}
+
+/// The bar as all benches show it.
+pub(crate) fn styled(bar: ProgressBar) -> ProgressBar {
+    match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }

@@ -9,12 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use nbd_server::failpoint;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use crate::bench::output::styled;
 use crate::bench::plot;
 use crate::cli::FailoverArgs;
 use crate::exit::Usage;
@@ -155,11 +156,7 @@ fn progress(args: &FailoverArgs) -> ProgressBar {
     if args.json || args.markdown {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(args.runs.into());
-    match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    styled(ProgressBar::new(args.runs.into()))
 }
 
 #[derive(Debug, Default)]

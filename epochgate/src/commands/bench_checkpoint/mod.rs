@@ -11,12 +11,12 @@ mod stock;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use ours::Runs;
 use peer::PeerRuns;
 
-use crate::bench::output::output;
+use crate::bench::output::{output, styled};
 use crate::bench::plot;
 use crate::cli::checkpoint::CheckpointArgs;
 use crate::exit::Usage;
@@ -128,11 +128,7 @@ fn progress(args: &CheckpointArgs, figures: &Figures) -> ProgressBar {
         args.ram_mib().len()
     };
     let each = figures.points.len() + figures.fastest.len() + stock;
-    let bar = ProgressBar::new(u64::from(args.repeats) * each as u64);
-    match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    styled(ProgressBar::new(u64::from(args.repeats) * each as u64))
 }
 
 /// The name of an option's value.

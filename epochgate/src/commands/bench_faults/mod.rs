@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -29,6 +29,7 @@ use self::plan::{Plan, Until};
 use self::record::Record;
 use self::results::Results;
 use self::run::Ground;
+use crate::bench::output::styled;
 use crate::cli::bench::FaultsArgs;
 use crate::exit::Usage;
 use crate::lab::saved::boot_and_save;
@@ -204,9 +205,5 @@ fn progress(args: &FaultsArgs, runs: u64) -> ProgressBar {
     if args.json || args.markdown {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(runs);
-    match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    styled(ProgressBar::new(runs))
 }

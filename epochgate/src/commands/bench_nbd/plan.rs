@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -13,6 +13,7 @@ use rand::seq::SliceRandom;
 use super::sample::{self, Client, Sample, Setting};
 use crate::bench::image::make_image;
 use crate::bench::interrupt;
+use crate::bench::output::styled;
 use crate::bench::profile::Profile;
 use crate::bench::server::{AsyncMode, Kind, Station};
 use crate::load::{self, Content, Load, Order, Stop};
@@ -201,9 +202,5 @@ impl Bench<'_> {
 }
 
 fn progress() -> ProgressBar {
-    let bar = ProgressBar::no_length();
-    match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    styled(ProgressBar::no_length())
 }

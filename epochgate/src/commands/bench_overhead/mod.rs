@@ -8,12 +8,12 @@ mod stretch;
 
 use std::process::ExitCode;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use case::Case;
 use stretch::{Bench, Pair};
 
-use crate::bench::output::output;
+use crate::bench::output::{output, styled};
 use crate::bench::plot;
 use crate::cli::overhead::OverheadArgs;
 use crate::exit::Usage;
@@ -76,9 +76,5 @@ fn progress(args: &OverheadArgs, cases: usize) -> ProgressBar {
     if args.figures.json.is_some() || args.figures.markdown.is_some() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(u64::from(args.repeats) * cases as u64);
-    match ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} (about {eta} to go)") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    styled(ProgressBar::new(u64::from(args.repeats) * cases as u64))
 }
