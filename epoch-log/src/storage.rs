@@ -234,7 +234,7 @@ impl Storage for Directory {
         if let Err(error) = written {
             tracing::debug!(%error, path = %path.display(), "can't leave the process id in the lock file");
         }
-        Ok(Box::new(LockFile { _file: file }))
+        Ok(Box::new(LockFile { file }))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn StorageFile>> {
@@ -282,13 +282,22 @@ impl Storage for Directory {
     }
 }
 
-/// The lock file; the system lifts the lock when it is closed.
+/// The lock file. The system lifts the lock when a process dies.
 #[derive(Debug)]
 struct LockFile {
-    _file: File,
+    file: File,
 }
 
 impl StorageLock for LockFile {}
+
+impl Drop for LockFile {
+    /// To close the file would not do: a child process that this one has just forked has it, too, until it runs its program.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::debug!(%error, "the lock file can't be unlocked");
+        }
+    }
+}
 
 impl StorageFile for File {
     fn size(&self) -> io::Result<u64> {
@@ -335,5 +344,28 @@ impl StorageFile for File {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_although_a_forked_child_has_the_file_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOCK);
+        let file = File::create(&path).unwrap();
+        file.lock().unwrap();
+        // What fork(2) leaves a child with: another descriptor of the same open file.
+        let of_child = file.try_clone().unwrap();
+        let lock = LockFile { file };
+        let storage = Directory::at(dir.path());
+        assert!(matches!(storage.lock(), Err(LogError::InUse { .. })));
+        drop(lock);
+        storage.lock().unwrap();
+        drop(of_child);
     }
 }

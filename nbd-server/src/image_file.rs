@@ -4,24 +4,17 @@
 mod device;
 mod direct;
 mod extents;
+mod locked;
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{FileType, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 pub(crate) use device::Device;
 pub(crate) use direct::Direct;
 pub(crate) use extents::Extents;
-
-/// udev holds the lock of a block device for a moment when something has changed about it: so often it is asked for again.
-const LOCK_TRIES: u32 = 20;
-/// Time between two tries.
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) use locked::LockedFile;
 
 /// Why an image can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +103,7 @@ pub(crate) struct Access {
 /// An open image, locked as long as its file is open: alone if it may be written, else shared.
 #[derive(Debug)]
 pub(crate) struct ImageFile {
-    pub file: File,
+    pub file: LockedFile,
     pub path: PathBuf,
     /// In bytes, when it was opened.
     pub size: u64,
@@ -178,12 +171,12 @@ impl ImageFile {
         {
             return Err(ImageError::Unaligned { path, size, block });
         }
-        match lock(&file, access, device.is_some()) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(ImageError::Locked { path }),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the image can't be locked here; see that no other server uses it");
-            }
+        // To wait for another's lock would hide that two servers were told to serve one image.
+        let Ok((file, unlocked)) = LockedFile::new(file, access.read_only, device.is_some()) else {
+            return Err(ImageError::Locked { path });
+        };
+        if let Some(error) = unlocked {
+            tracing::warn!(path = %path.display(), %error, "the image can't be locked here; see that no other server uses it");
         }
         Ok(Self {
             file,
@@ -234,20 +227,4 @@ pub(crate) fn identity(metadata: &Metadata) -> (u64, u64) {
     } else {
         (metadata.dev(), metadata.ino())
     }
-}
-
-fn lock(file: &File, access: Access, is_device: bool) -> Result<(), Errno> {
-    let operation = if access.read_only {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    let tries = if is_device { LOCK_TRIES } else { 1 };
-    for _ in 1..tries {
-        match flock(file, operation) {
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
-            other => return other,
-        }
-    }
-    flock(file, operation)
 }

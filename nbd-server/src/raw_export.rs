@@ -17,7 +17,7 @@ use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
 use crate::export::{BlockExtent, BlockSize, Export, ExportInfo, IoError};
-use crate::image_file::{Access, Device, Direct, Extents, ImageFile};
+use crate::image_file::{Access, Device, Direct, Extents, ImageFile, LockedFile};
 use crate::page_cache;
 use nowait::Nowait;
 
@@ -32,7 +32,7 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 /// A raw image. All its connections share one: each attachment is a clone of the `Arc` around it.
 #[derive(Debug)]
 pub struct RawExport {
-    file: File,
+    file: LockedFile,
     path: PathBuf,
     /// In bytes: what clients that attach now are told, and the end that no request may pass.
     size: AtomicU64,

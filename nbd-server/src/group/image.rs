@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::applier::log_clear;
 use super::overlay::{Clear, Span};
 use crate::export::BlockExtent;
-use crate::image_file::{Access, Device, Extents, ImageFile};
+use crate::image_file::{Access, Device, Extents, ImageFile, LockedFile};
 use crate::page_cache;
 use epoch_log::{Content, Extent, apply};
 use rustix::io::{Errno, ReadWriteFlags, pwritev};
@@ -47,7 +47,7 @@ pub trait RawImage: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 enum Bytes {
     File {
-        file: File,
+        file: LockedFile,
         /// Set for a block device.
         device: Option<Device>,
         extents: Extents,

@@ -117,7 +117,7 @@ impl RawExport {
         };
         if self.device.is_some() {
             // A shared file position is no one's: all other input and output names its offset.
-            let size = (&self.file).seek(SeekFrom::End(0)).map_err(system)?;
+            let size = (&*self.file).seek(SeekFrom::End(0)).map_err(system)?;
             if size != asked {
                 return Err(ResizeError::Device {
                     path: path(),
