@@ -193,6 +193,16 @@ impl Fold {
         self.unreadable_end = self.unreadable_end.max(Some(end));
     }
 
+    /// A data record whose end was not written, or is gone with the end of the file. It counts for nothing, but speaks of the state
+    /// that was durable before it.
+    pub fn cut_data(&mut self, at: Position, record: &DataRecord) {
+        if record.sequence > self.sequence {
+            self.state_missing(at);
+            self.sequence = record.sequence;
+        }
+        self.hole(at);
+    }
+
     /// The next data record.
     pub fn data(&mut self, at: Position, record: &DataRecord) {
         if record.sequence > self.sequence {

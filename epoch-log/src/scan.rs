@@ -187,7 +187,7 @@ impl Scan<'_> {
                 Some(Record::Data(data)) => {
                     let end = offset.saturating_add(data.total_len());
                     if end > window.len {
-                        self.fold.hole(at);
+                        self.fold.cut_data(at, data);
                         return Ok(used);
                     }
                     self.fold.data(at, data);

@@ -4,7 +4,7 @@
 //! which the machine did something else.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -16,7 +16,8 @@ pub const LONGEST: Duration = Duration::from_secs(1);
 /// Slow enough to be told of.
 const SLOW: Duration = Duration::from_millis(1);
 
-static HELD: AtomicUsize = AtomicUsize::new(0);
+/// Less than nothing if what was not counted is given back.
+static HELD: AtomicIsize = AtomicIsize::new(0);
 static SLOWEST: AtomicU64 = AtomicU64::new(0);
 
 /// The system's allocator with a limit. What goes beyond ends the process: an allocator may not panic, and a fuzzer takes that for
@@ -28,18 +29,22 @@ pub struct Bounded;
 static ALLOCATOR: Bounded = Bounded;
 
 impl Bounded {
-    /// Whether there is room for so many more.
+    /// Whether there is room for so many more. There is for whatever tells of an input that has failed, such as a backtrace with its
+    /// symbols, and it is not counted.
     fn take(bytes: usize) -> bool {
-        let held = HELD.fetch_add(bytes, Ordering::Relaxed);
-        if held.saturating_add(bytes) <= MOST_BYTES {
+        if std::thread::panicking() {
             return true;
         }
-        HELD.fetch_sub(bytes, Ordering::Relaxed);
+        let held = HELD.fetch_add(signed(bytes), Ordering::Relaxed);
+        if held.saturating_add(signed(bytes)) <= signed(MOST_BYTES) {
+            return true;
+        }
+        HELD.fetch_sub(signed(bytes), Ordering::Relaxed);
         false
     }
 
     fn give_back(bytes: usize) {
-        HELD.fetch_sub(bytes, Ordering::Relaxed);
+        HELD.fetch_sub(signed(bytes), Ordering::Relaxed);
     }
 }
 
@@ -91,6 +96,10 @@ pub fn within(run: impl FnOnce(&[u8]), data: &[u8]) {
         );
     }
     assert!(took < LONGEST, "an input that takes {took:?}");
+}
+
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
 /// How long this thread has had a processor.

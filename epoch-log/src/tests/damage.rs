@@ -254,19 +254,26 @@ fn losing_both_copies_of_a_commit_record_is_noticed_when_data_follows() {
         extents: vec![extent],
     });
     drop(slot);
-    let commit = records(dir.path())[2];
+    let found = records(dir.path());
+    let (commit, data) = (found[2], found[3]);
     let mut files = snapshot(dir.path());
     let bytes = files.get_mut(&segment::file_name(1)).unwrap();
     let at = usize::try_from(commit.offset).unwrap();
     bytes[at..at + 4608].fill(0);
-    let dir = restore(&files);
-    let Err(LogError::Damaged(damage)) = open(dir.path()) else {
-        panic!("not noticed")
-    };
-    assert_eq!(
-        (damage.segment, damage.offset, damage.what),
-        (1, commit.offset, DamageKind::StateMissing)
-    );
+    let whole = bytes.len();
+    // Data without its end speaks of the commit as well.
+    for len in [whole, usize::try_from(data.offset).unwrap() + 700] {
+        let bytes = files.get_mut(&segment::file_name(1)).unwrap();
+        bytes.truncate(len);
+        let dir = restore(&files);
+        let Err(LogError::Damaged(damage)) = open(dir.path()) else {
+            panic!("not noticed in {len} of {whole} bytes")
+        };
+        assert_eq!(
+            (damage.segment, damage.offset, damage.what),
+            (1, commit.offset, DamageKind::StateMissing)
+        );
+    }
 }
 
 #[test]
