@@ -308,13 +308,13 @@ async fn try_capture(
         sealed => sealed,
     };
     failpoint::hit(failpoints::AFTER_CAPTURE);
-    let parts = if held {
-        stopped.parts()
+    let (parts, total) = if held {
+        (stopped.parts(), micros(began.elapsed()))
     } else {
-        stopped.resume().await.map_err(CaptureError::Vm)?
+        let parts = stopped.resume().await.map_err(CaptureError::Vm)?;
+        (parts, parts.total)
     };
     failpoint::hit(failpoints::AFTER_RESUME);
-    let total = began.elapsed();
     let sealed = sealed.map_err(CaptureError::Seal)?;
     let saved = saved.map_err(CaptureError::Vm)?;
     let kind = saved.kind();
@@ -343,7 +343,7 @@ async fn try_capture(
             copy: parts.copy,
             device_state: parts.device_state,
             resume: parts.resume,
-            total: micros(total),
+            total,
         },
         disk_bytes: sealed.bytes,
     })

@@ -54,6 +54,12 @@ pub trait DirtyTracker: Send + fmt::Debug {
     /// The base copy took `content` of `range`. A tracker that compares contents must compare with this one.
     fn copied(&mut self, _range: PageRange, _content: &[u8]) {}
 
+    /// A number that is another one whenever something was written that a scan had counted as clean. It may be another one without.
+    /// None: such a number is not to be had.
+    fn writes(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether a second scan right after the first one costs next to nothing.
     fn rescan_is_cheap(&self) -> bool;
 }

@@ -18,9 +18,9 @@ use qapi::qmp;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::accelerator;
-use crate::arguments::{CommandLine, blocks_migration, second_process};
+use crate::arguments::{CommandLine, SaveFds, blocks_migration, second_process};
 use crate::description::{DiskAttachment, Role, RuntimePlace, VmDescription};
-use crate::device_state::{DeviceStateChoice, NotSaved, SaveFile};
+use crate::device_state::{DeviceStateChoice, NotSaved, QemuSaveEnds, SaveChannel, SaveEnds};
 use crate::dirty_pages::{DirtyTracker, TrackerChoice, TrackerKind};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -65,8 +65,8 @@ pub(crate) struct Launched {
     tracker_choice: TrackerChoice,
     second_process: Option<String>,
     device_state_choice: DeviceStateChoice,
-    /// QEMU holds its other end; taken by the first device state.
-    save_file: Mutex<Result<SaveFile, NotSaved>>,
+    /// QEMU holds its other ends; taken by the first device state.
+    save_channel: Mutex<Result<SaveChannel, NotSaved>>,
     /// What the shim sent; taken by the first tracker.
     uffd: Mutex<Result<OwnedFd, String>>,
 }
@@ -95,13 +95,9 @@ impl Launched {
             UnixStream::pair().map_err(Error::file("make sockets for QEMU in", &place.runtime_dir))
         };
         let ((qmp_socket, qmp_child), (shim_socket, shim_child)) = (pair()?, pair()?);
-        let save_file = make_save_file(description);
-        let save_child = match &save_file {
-            Ok(file) => Some(
-                file.for_qemu()
-                    .map_err(Error::file("hand a file to QEMU in", &place.runtime_dir))?,
-            ),
-            Err(_) => None,
+        let (save_ends, save_child) = match save_ends(description) {
+            Ok((ours, theirs)) => (Ok(ours), Some(theirs)),
+            Err(reason) => (Err(reason), None),
         };
         let arguments = CommandLine {
             description,
@@ -112,7 +108,10 @@ impl Launched {
             runtime_dir: &place.runtime_dir,
             host: &place.host,
             qmp_fd: qmp_child.as_raw_fd(),
-            save_fd: save_child.as_ref().map(AsRawFd::as_raw_fd),
+            save: save_child.as_ref().map(|ends| SaveFds {
+                file: ends.file.as_raw_fd(),
+                qmp: ends.qmp.as_raw_fd(),
+            }),
             incoming: start == Start::Incoming,
         };
         let mut command = Command::new(&description.qemu);
@@ -126,8 +125,12 @@ impl Launched {
             .env("LD_PRELOAD", shim.preload())
             .env("EPOCHGATE_UFFD_FD", shim_child.as_raw_fd().to_string());
         tracing::debug!(?command, "starting QEMU");
-        let inherited = [qmp_child.into(), shim_child.into()];
-        let inherited = inherited.into_iter().chain(save_child).collect();
+        let mut inherited = vec![qmp_child.into(), shim_child.into()];
+        inherited.extend(
+            save_child
+                .into_iter()
+                .flat_map(|ends| [ends.file, ends.qmp]),
+        );
         let spawned = spawn_bound(command, inherited);
         let process = Process::watch(spawned.map_err(|source| Error::Spawn {
             program: description.qemu.clone(),
@@ -135,13 +138,21 @@ impl Launched {
         })?);
         let pid = process.child.id();
         let process = Mutex::new(process);
-        let greeting = tokio::time::timeout(GREETING_LIMIT, Qmp::connect(qmp_socket)).await;
-        let connected = greeting.unwrap_or(Err(Error::Timeout {
+        let monitors = async {
+            let qmp = Qmp::connect(qmp_socket).await?;
+            let save_channel = match save_ends {
+                Ok(ends) => Ok(ends.connect().await?),
+                Err(reason) => Err(reason),
+            };
+            Ok((qmp, save_channel))
+        };
+        let greetings = tokio::time::timeout(GREETING_LIMIT, monitors).await;
+        let connected = greetings.unwrap_or(Err(Error::Timeout {
             what: "answer on QMP after its start",
             seconds: GREETING_LIMIT.as_secs(),
         }));
-        let qmp = match connected {
-            Ok(qmp) => qmp,
+        let (qmp, save_channel) = match connected {
+            Ok(monitors) => monitors,
             Err(error) => return Err(explain(&description.name, &process, error).await),
         };
         Ok(Launched {
@@ -156,7 +167,7 @@ impl Launched {
             tracker_choice: description.dirty_tracker,
             second_process: second_process(&description.extra_args).cloned(),
             device_state_choice: description.device_state,
-            save_file: Mutex::new(save_file),
+            save_channel: Mutex::new(save_channel),
             uffd: Mutex::new(receive_uffd(&shim_socket)),
         })
     }
@@ -239,10 +250,10 @@ impl Launched {
         self.device_state_choice
     }
 
-    /// The file into which QEMU can save its devices, or why it can't. To be taken once.
-    pub(crate) fn take_save_file(&self) -> Result<SaveFile, NotSaved> {
+    /// What QEMU can save its devices by, or why it can't. To be taken once.
+    pub(crate) fn take_save_channel(&self) -> Result<SaveChannel, NotSaved> {
         let mut slot = self
-            .save_file
+            .save_channel
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *slot, Err(NotSaved::Taken))
@@ -377,8 +388,8 @@ fn keep_last_lines(pipe: Option<ChildStderr>, pid: u32, kept: &Mutex<VecDeque<St
     }
 }
 
-/// The file into which QEMU is to save its devices.
-fn make_save_file(description: &VmDescription) -> Result<SaveFile, NotSaved> {
+/// What QEMU is to save its devices by.
+fn save_ends(description: &VmDescription) -> Result<(SaveEnds, QemuSaveEnds), NotSaved> {
     if description.device_state == DeviceStateChoice::Migrate {
         return Err(NotSaved::NotWanted);
     }
@@ -386,7 +397,7 @@ fn make_save_file(description: &VmDescription) -> Result<SaveFile, NotSaved> {
         Some(argument) => Err(NotSaved::Blockable {
             argument: argument.clone(),
         }),
-        None => SaveFile::create().map_err(NotSaved::File),
+        None => SaveEnds::create().map_err(NotSaved::File),
     }
 }
 

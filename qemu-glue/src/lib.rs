@@ -16,6 +16,7 @@ mod description;
 pub mod device_state;
 mod dirty_pages;
 mod error;
+mod fault_count;
 mod fingerprint;
 mod gate;
 mod guest_ram;

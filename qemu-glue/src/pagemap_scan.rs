@@ -13,6 +13,7 @@ use std::thread;
 
 use crate::dirty_pages::{DirtyTracker, TrackerKind};
 use crate::error::{Error, Result};
+use crate::fault_count::FaultCount;
 use crate::guest_ram::GuestRam;
 use crate::page_set::PageRange;
 use crate::sys::write_protection::{
@@ -34,6 +35,8 @@ pub(crate) struct PagemapTracker {
     /// Keeps the registration alive.
     _uffd: OwnedFd,
     pagemap: File,
+    /// To write to what is protected takes a fault.
+    faults: FaultCount,
     /// All of the memory, by offset; each for one thread. At least one.
     parts: Vec<Part>,
 }
@@ -88,6 +91,7 @@ impl PagemapTracker {
         }
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))
             .map_err(failed("can't open QEMU's pagemap"))?;
+        let faults = FaultCount::of(pid).map_err(failed("can't open QEMU's /proc/PID/stat"))?;
         let page_size = ram
             .block_size()
             .map_err(failed("can't look at the RAM file"))?;
@@ -95,6 +99,7 @@ impl PagemapTracker {
         let mut tracker = PagemapTracker {
             _uffd: uffd,
             pagemap,
+            faults,
             parts: parts_of(&areas, page_size, threads),
         };
         // Proves that the kernel knows PAGEMAP_SCAN; the result does not matter yet.
@@ -132,6 +137,10 @@ impl DirtyTracker for PagemapTracker {
             out.append(&mut part.found);
         }
         outcome.map_err(Error::tracker(TrackerKind::Pagemap, "PAGEMAP_SCAN failed"))
+    }
+
+    fn writes(&self) -> Option<u64> {
+        self.faults.now()
     }
 
     fn rescan_is_cheap(&self) -> bool {
@@ -239,6 +248,7 @@ fn covers(areas: &[Area], len: u64) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::page_set::PAGE_SIZE;
 
     const MAPS: &str = "\
 7f0000000000-7f0000100000 rw-s 00000000 00:1a 77                         /dev/shm/a b.ram (deleted)
@@ -300,6 +310,32 @@ mod tests {
         // A small guest is scanned by one thread.
         assert_eq!(parts_of(&[area(0, 128 << 20, 0)], 4096, 8).len(), 1);
         assert_eq!(parts_of(&[area(0, 512 << 20, 0)], 4096, 2).len(), 2);
+    }
+
+    /// Every write to what a scan has found clean shows in the count before the next scan finds it.
+    #[test]
+    fn no_write_after_a_scan_goes_unnoticed() {
+        const PAGES: u64 = 64;
+        let dir = tempfile::tempdir().unwrap();
+        let ram =
+            GuestRam::create(dir.path(), "vm", crate::Role::Source, PAGES * PAGE_SIZE).unwrap();
+        let uffd = crate::sys::write_protection::own_userfaultfd().unwrap();
+        let mut tracker = PagemapTracker::attach(std::process::id(), uffd, &ram).unwrap();
+        let scanned = |tracker: &mut PagemapTracker| {
+            let mut found = Vec::new();
+            tracker.scan(&mut found).unwrap();
+            found
+        };
+        // Each page once when it was never touched, and once more when it is there.
+        for page in (0..PAGES).chain(0..PAGES) {
+            let offset = page * PAGE_SIZE;
+            let before = tracker.writes().unwrap();
+            ram.write(offset + 7, &[1, 2]).unwrap();
+            assert_ne!(tracker.writes(), Some(before), "page {page}");
+            let len = PAGE_SIZE;
+            assert_eq!(scanned(&mut tracker), [PageRange { offset, len }]);
+        }
+        assert!(scanned(&mut tracker).is_empty());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct PauseParts {
     /// From sending `stop` to QEMU's answer: the guest's I/O is drained, the cut is made.
     pub stop: u64,
-    /// Finding the dirty pages, both scans together.
+    /// Finding the dirty pages, all scans together.
     pub scan: u64,
     /// Copying them out of the guest's RAM.
     pub copy: u64,

@@ -87,7 +87,7 @@ struct Shared {
     /// Why the guest ended, once it has.
     guest_end: Mutex<Option<String>>,
     /// How often the guest was stopped, counted by events.
-    stops: AtomicU64,
+    stops: watch::Sender<u64>,
     /// How often it was reset.
     resets: AtomicU64,
     events: broadcast::Sender<VmEvent>,
@@ -158,7 +158,7 @@ impl Qmp {
             waiting: Mutex::new(Some(HashMap::new())),
             migration: watch::Sender::new(None),
             guest_end: Mutex::new(None),
-            stops: AtomicU64::new(0),
+            stops: watch::Sender::new(0),
             resets: AtomicU64::new(0),
             events: broadcast::Sender::new(EVENT_BACKLOG),
         });
@@ -256,7 +256,14 @@ impl Qmp {
 
     /// How often the guest was stopped. QEMU tells before it answers to `stop`, and only if the guest was running.
     pub(crate) fn stops(&self) -> u64 {
-        self.shared.stops.load(Ordering::Acquire)
+        *self.shared.stops.borrow()
+    }
+
+    /// Waits until the guest was stopped more often than `stops` times. Never returns if that does not happen.
+    pub(crate) async fn stopped_after(&self, stops: u64) {
+        let mut now = self.shared.stops.subscribe();
+        // An error says that this connection is gone, which it can't be while it is borrowed.
+        let _ = now.wait_for(|now| *now > stops).await;
     }
 
     /// How often the guest was reset. QEMU tells before it answers to any command that came after the reset.
@@ -353,7 +360,7 @@ impl Shared {
                             self.migration.send_replace(Some(*status));
                         }
                         VmEvent::Stopped => {
-                            self.stops.fetch_add(1, Ordering::Release);
+                            self.stops.send_modify(|stops| *stops += 1);
                         }
                         VmEvent::Reset { .. } => {
                             self.resets.fetch_add(1, Ordering::Release);

@@ -250,7 +250,7 @@ impl SourceVm {
         })
     }
 
-    /// `stop` and the save of the devices in one write; returns with the answer to `stop`.
+    /// `stop` and the save of the devices, one right behind the other; returns with the answer to `stop`.
     async fn send_stop(&mut self) -> Result<()> {
         let qmp = self.launched.qmp();
         let mut batch = Batch::default();
@@ -258,8 +258,23 @@ impl SourceVm {
         let begun = self.device_state.begin(qmp, &mut batch)?;
         batch.spell_next(&qmp::cont {})?;
         self.begun = Some(begun);
+        let stops = qmp.stops();
         qmp.send(batch).await?;
-        stop.answer().await?;
+        // The guest stands still before QEMU has waited for its disks.
+        let answered = tokio::select! {
+            biased;
+            answer = stop.answer() => {
+                answer?;
+                true
+            }
+            () = qmp.stopped_after(stops) => false,
+        };
+        if let Some(begun) = &mut self.begun {
+            self.device_state.stopping(begun).await?;
+        }
+        if !answered {
+            stop.answer().await?;
+        }
         match qmp.guest_end() {
             Some(state) => Err(Error::GuestEnded {
                 vm: self.name().into(),
@@ -302,22 +317,26 @@ impl Stopped<'_> {
         let in_progress = begun.as_mut().ok_or_else(|| Error::DeviceState {
             problem: "it was already saved".into(),
         })?;
-        let quick = in_progress.is_quick();
         let saving = Instant::now();
         let device_state = async {
             let stream = device_state.finish(launched.qmp(), in_progress).await;
             (stream, micros(saving.elapsed()))
         };
-        // The last scan comes after the device state, for what QEMU itself wrote while saving. A first one beside it leaves
-        // little to do then, but takes as long as a quick save: there it would only be in its way.
-        let (early, (stream, took)) = if tracker.rescan_is_cheap() && !quick {
+        // Pages are looked for while QEMU saves, and once more for what it wrote in the meantime, if it can have done so.
+        let before = tracker.writes();
+        let twice = tracker.rescan_is_cheap();
+        let (early, (stream, took)) = if twice {
             tokio::join!(tracker.scan(pages), device_state)
         } else {
             (Ok(ScanTimes::default()), device_state.await)
         };
         *begun = None;
         let (early, stream) = (early?, stream?);
-        let late = tracker.scan(pages).await?;
+        let late = if twice && before.is_some() && before == tracker.writes() {
+            ScanTimes::default()
+        } else {
+            tracker.scan(pages).await?
+        };
         tracker.saved();
         self.parts.device_state = took;
         self.parts.scan = micros(early.scan + late.scan);
@@ -348,6 +367,7 @@ impl Stopped<'_> {
         let mut batch = Batch::default();
         batch.spell_next(&qmp::stop {})?;
         let _ = self.vm.launched.qmp().send(batch).await;
+        self.vm.device_state.get_ready().await;
         Ok(self.parts)
     }
 }

@@ -134,6 +134,11 @@ impl TrackerThread {
         outcome
     }
 
+    /// As [`DirtyTracker::writes`]. Not to be asked while a scan is under way, which it would wait for.
+    pub(crate) fn writes(&self) -> Option<u64> {
+        lock(&self.worker).tracker.writes()
+    }
+
     /// The caller holds all that was scanned so far.
     pub(crate) fn saved(&self) {
         lock(&self.worker).pending.clear();

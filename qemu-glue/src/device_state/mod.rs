@@ -12,6 +12,7 @@ pub mod head;
 mod migrate;
 mod roms;
 mod save;
+mod save_channel;
 mod save_file;
 #[cfg(test)]
 mod streams;
@@ -29,7 +30,8 @@ use crate::qmp::{Batch, Qmp};
 
 pub(crate) use migrate::bind_private;
 pub(crate) use save::{NotSaved, SaveStream};
-pub(crate) use save_file::{SaveFile, add_fd};
+pub(crate) use save_channel::{QemuSaveEnds, SaveChannel, SaveEnds};
+pub(crate) use save_file::add_fd;
 
 /// Refuses a stream beyond this: device state is well below 1 MiB, unless RAM of a device (VGA memory) travels along.
 const STREAM_LIMIT: u64 = 1 << 30;
@@ -117,8 +119,13 @@ pub(crate) trait DeviceState {
     /// A save that was put into a batch of commands.
     type Begun: Send;
 
-    /// Adds the save to `batch`, right behind the `stop`.
+    /// Adds the save to `batch`, right behind the `stop`, unless it has a way of its own.
     fn begin(&mut self, qmp: &Qmp, batch: &mut Batch) -> Result<Self::Begun>;
+
+    /// QEMU carries the `stop` out, or has done so: what it is asked now comes after it.
+    fn stopping(&mut self, _begun: &mut Self::Begun) -> impl Future<Output = Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
 
     /// Waits for the end of the save and returns the stream. The VM can be resumed after this, also if it fails; if the
     /// future is dropped, only after [`DeviceState::abandon`].
@@ -127,6 +134,11 @@ pub(crate) trait DeviceState {
         qmp: &Qmp,
         begun: &mut Self::Begun,
     ) -> impl Future<Output = Result<DeviceStream>> + Send;
+
+    /// To be called when there is time: makes the next save quicker. A connection that is closed shows elsewhere.
+    fn get_ready(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Ends a save that nobody waits for any more.
     fn abandon(&mut self, qmp: &Qmp, begun: Self::Begun) -> impl Future<Output = ()> + Send;

@@ -30,7 +30,7 @@ use qapi::qmp;
 use super::head::{self, Head, HeadError, PREAMBLE, section};
 use super::migrate::MigrateStream;
 use super::roms::{self, AcpiTables, RomError};
-use super::save_file::{SaveFile, path_in_qemu};
+use super::save_channel::SaveChannel;
 use super::{DeviceState, DeviceStateChoice, DeviceStateKind, DeviceStream};
 use crate::error::{Error, Result};
 use crate::launch::Launched;
@@ -82,7 +82,7 @@ pub(crate) struct SaveStream {
     required: bool,
     migrate: MigrateStream,
     /// None: always by `migrate`.
-    file: Option<SaveFile>,
+    channel: Option<SaveChannel>,
     kept: Option<KeptHead>,
 }
 
@@ -95,16 +95,9 @@ pub(crate) struct Begun {
     resets: u64,
 }
 
-impl Begun {
-    /// Whether it is expected to take less than a millisecond.
-    pub(crate) fn is_quick(&self) -> bool {
-        self.saving.is_some()
-    }
-}
-
 #[derive(Debug)]
 struct Saving {
-    /// None: it was waited for.
+    /// None: it is not asked for yet, or was waited for.
     answer: Option<Reply<qmp::xen_save_devices_state>>,
     /// How often the guest had been stopped before.
     stops: u64,
@@ -119,11 +112,11 @@ impl SaveStream {
             vm: launched.name().to_owned(),
             required: launched.device_state_choice() == DeviceStateChoice::Save,
             migrate,
-            file: None,
+            channel: None,
             kept: None,
         };
-        match launched.take_save_file() {
-            Ok(file) => stream.file = Some(file),
+        match launched.take_save_channel() {
+            Ok(channel) => stream.channel = Some(channel),
             Err(NotSaved::NotWanted) => {}
             Err(reason) => stream.fall_back(&reason)?,
         }
@@ -132,7 +125,7 @@ impl SaveStream {
 
     /// How device state is taken from now on. Before the first stream is known, what is hoped for.
     pub(crate) fn kind(&self) -> DeviceStateKind {
-        match self.file {
+        match self.channel {
             Some(_) => DeviceStateKind::Save,
             None => DeviceStateKind::Migrate,
         }
@@ -140,7 +133,7 @@ impl SaveStream {
 
     /// Takes a first stream of a guest that does not run yet, to know early in which way it can be saved.
     pub(crate) async fn learn(&mut self, qmp: &Qmp) -> Result<()> {
-        if self.file.is_none() {
+        if self.channel.is_none() {
             return Ok(());
         }
         let mut begun = Begun {
@@ -167,16 +160,16 @@ impl SaveStream {
             %reason,
             "device state is taken by migrate: pauses are longer"
         );
-        self.file = None;
+        self.channel = None;
         self.kept = None;
         Ok(())
     }
 
-    /// The file, if the next save can go there.
-    fn file_for_next(&self, qmp: &Qmp) -> Option<&SaveFile> {
+    /// The channel, if the next save can go there.
+    fn channel_for_next(&self, qmp: &Qmp) -> Option<&SaveChannel> {
         let kept = self.kept.as_ref()?;
         let good = kept.resets == qmp.resets() && kept.saves < VERIFY_AFTER;
-        self.file.as_ref().filter(|_| good)
+        self.channel.as_ref().filter(|_| good)
     }
 
     /// The end of a save. None: it can't be used, and `migrate` has to follow.
@@ -192,10 +185,10 @@ impl SaveStream {
                 Err(error) => return Err(error),
             }
         }
-        let (Some(file), Some(kept)) = (&self.file, &mut self.kept) else {
+        let (Some(channel), Some(kept)) = (&self.channel, &mut self.kept) else {
             return Ok(None);
         };
-        let saved = match file.read() {
+        let saved = match channel.read() {
             Ok(saved) => saved,
             Err(error) => return self.fall_back(&NotSaved::File(error)).map(|()| None),
         };
@@ -203,8 +196,10 @@ impl SaveStream {
             Ok(devices) => devices,
             Err(reason) => return self.fall_back(&reason).map(|()| None),
         };
-        let was_running = qmp.stops() != saving.stops;
-        let head_is_good = kept.resets == qmp.resets() && kept.tables == roms::acpi_tables(devices);
+        // Not once: the guest stood still before. More: QEMU took the save first, for which it stopped the guest and let it run on.
+        let was_running = qmp.stops() == saving.stops + 1;
+        let head_is_good =
+            kept.resets == channel.resets() && kept.tables == roms::acpi_tables(devices);
         if !(was_running && head_is_good) {
             return Ok(None);
         }
@@ -212,9 +207,9 @@ impl SaveStream {
         Ok(Some(DeviceStream::behind(&kept.bytes, saved)))
     }
 
-    /// Takes the head of a whole stream, if it can be kept.
-    fn keep_head(&mut self, stream: &[u8], resets: u64) -> Result<()> {
-        if self.file.is_none() {
+    /// Takes the head of a whole stream, if it can be kept. The guest had been reset so often before it, and so often by its end.
+    fn keep_head(&mut self, stream: &[u8], (resets, by_then): (u64, u64)) -> Result<()> {
+        if self.channel.is_none() {
             return Ok(());
         }
         let (head, new) = match KeptHead::of(stream, resets) {
@@ -222,6 +217,7 @@ impl SaveStream {
             Err(reason) => return self.fall_back(&reason),
         };
         if let Some(old) = &self.kept
+            && resets == by_then
             && (old.resets, old.tables) == (new.resets, new.tables)
             && !head.same_content(&old.bytes, &new.bytes)
         {
@@ -257,24 +253,34 @@ impl DeviceState for SaveStream {
             migrating: None,
             resets: qmp.resets(),
         };
-        match self.file_for_next(qmp) {
-            Some(file) => {
-                file.rewind().map_err(Error::file(
+        match self.channel_for_next(qmp) {
+            Some(channel) => {
+                channel.rewind().map_err(Error::file(
                     "use the file for device state",
                     Path::new("memfd"),
                 ))?;
-                let command = qmp::xen_save_devices_state {
-                    filename: path_in_qemu(),
-                    live: Some(false),
-                };
                 begun.saving = Some(Saving {
                     stops: qmp.stops(),
-                    answer: Some(batch.add(&command)?),
+                    answer: None,
                 });
             }
             None => begun.migrating = Some(self.migrate.begin(qmp, batch)?),
         }
         Ok(begun)
+    }
+
+    /// QEMU begins with the save at once when it is through with the `stop`.
+    async fn stopping(&mut self, begun: &mut Begun) -> Result<()> {
+        if let (Some(channel), Some(saving)) = (&self.channel, &mut begun.saving) {
+            channel.ask(&mut saving.answer).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_ready(&self) {
+        if let Some(channel) = &self.channel {
+            let _ = channel.spell_ahead().await;
+        }
     }
 
     async fn finish(&mut self, qmp: &Qmp, begun: &mut Begun) -> Result<DeviceStream> {
@@ -301,7 +307,7 @@ impl DeviceState for SaveStream {
         };
         let stream = self.migrate.finish(qmp, migrating).await?;
         begun.migrating = None;
-        self.keep_head(&stream.rest, begun.resets)?;
+        self.keep_head(&stream.rest, (begun.resets, qmp.resets()))?;
         Ok(stream)
     }
 
