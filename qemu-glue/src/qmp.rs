@@ -355,10 +355,11 @@ impl Shared {
         if let Some(name) = line.event {
             match read_event(&name, line.data.unwrap_or_default()) {
                 Some(event) => {
+                    let migration = match event {
+                        VmEvent::Migration(status) => Some(status),
+                        _ => None,
+                    };
                     match &event {
-                        VmEvent::Migration(status) => {
-                            self.migration.send_replace(Some(*status));
-                        }
                         VmEvent::Stopped => {
                             self.stops.send_modify(|stops| *stops += 1);
                         }
@@ -375,6 +376,10 @@ impl Shared {
                     }
                     // Nobody listening is fine.
                     let _ = self.events.send(event);
+                    // Last: who waits for the end of a migration and then listens must not be told of that end.
+                    if migration.is_some() {
+                        self.migration.send_replace(migration);
+                    }
                 }
                 None => tracing::trace!(event = name, "skipped a QMP event"),
             }

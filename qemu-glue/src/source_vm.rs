@@ -18,7 +18,7 @@ use crate::launch::{Launched, Start};
 use crate::page_set::PageSet;
 use crate::pause::{PauseParts, micros};
 use crate::qmp::{Batch, VmEvent};
-use crate::tracker_thread::{BaseCursor, ScanTimes, TrackerThread};
+use crate::tracker_thread::{BaseCursor, ScanTimes, Scanning, TrackerThread};
 
 /// A VM whose guest runs, or is stopped for a moment. Its QEMU is killed when this is dropped.
 #[derive(Debug)]
@@ -28,6 +28,10 @@ pub struct SourceVm {
     tracker: Option<TrackerThread>,
     /// A save that was begun but not finished: its [`Stopped`] was dropped.
     begun: Option<<SaveStream as DeviceState>::Begun>,
+    /// The look for dirty pages that began when the guest stood still.
+    scanning: Option<Scanning>,
+    /// For the pages of the next scan: room that is there already.
+    spare: PageSet,
 }
 
 /// A stopped VM in the middle of a checkpoint. When this is dropped without [`Stopped::resume`], the VM stays stopped;
@@ -68,6 +72,8 @@ impl SourceVm {
             device_state,
             tracker: None,
             begun: None,
+            scanning: None,
+            spare: PageSet::default(),
         })
     }
 
@@ -272,6 +278,14 @@ impl SourceVm {
         if let Some(begun) = &mut self.begun {
             self.device_state.stopping(begun).await?;
         }
+        self.scanning = match &self.tracker {
+            Some(tracker) if tracker.rescan_is_cheap() => {
+                let mut pages = std::mem::take(&mut self.spare);
+                pages.clear();
+                Some(tracker.begin_scan(pages)?)
+            }
+            _ => None,
+        };
         if !answered {
             stop.answer().await?;
         }
@@ -312,6 +326,8 @@ impl Stopped<'_> {
             device_state,
             tracker,
             begun,
+            scanning,
+            spare,
         } = &mut *self.vm;
         let tracker = tracker.as_ref().ok_or(Error::NotTracking)?;
         let in_progress = begun.as_mut().ok_or_else(|| Error::DeviceState {
@@ -322,17 +338,25 @@ impl Stopped<'_> {
             let stream = device_state.finish(launched.qmp(), in_progress).await;
             (stream, micros(saving.elapsed()))
         };
-        // Pages are looked for while QEMU saves, and once more for what it wrote in the meantime, if it can have done so.
-        let before = tracker.writes();
-        let twice = tracker.rescan_is_cheap();
-        let (early, (stream, took)) = if twice {
-            tokio::join!(tracker.scan(pages), device_state)
-        } else {
-            (Ok(ScanTimes::default()), device_state.await)
+        // Pages are looked for from the moment that the processors stand still, and once more for what QEMU wrote after that, for a
+        // disk request or to save, if it can have done so.
+        let early = async {
+            match scanning.take() {
+                Some(scanning) => scanning.end().await.map(Some),
+                None => Ok(None),
+            }
         };
+        let (early, (stream, took)) = tokio::join!(early, device_state);
         *begun = None;
         let (early, stream) = (early?, stream?);
-        let late = if twice && before.is_some() && before == tracker.writes() {
+        let (early, writes) = match early {
+            Some((found, times, writes)) => {
+                *spare = std::mem::replace(pages, found);
+                (times, writes)
+            }
+            None => (ScanTimes::default(), None),
+        };
+        let late = if writes.is_some() && writes == tracker.writes() {
             ScanTimes::default()
         } else {
             tracker.scan(pages).await?

@@ -58,6 +58,23 @@ enum Request {
     Scan(PageSet, oneshot::Sender<(PageSet, Result<ScanTimes>)>),
 }
 
+/// A scan that goes on by itself. If it is dropped, what was found is part of the next one.
+#[derive(Debug)]
+pub(crate) struct Scanning {
+    answer: oneshot::Receiver<(PageSet, Result<ScanTimes>)>,
+    kind: TrackerKind,
+    /// As [`DirtyTracker::writes`], before it.
+    writes: Option<u64>,
+}
+
+impl Scanning {
+    /// Waits for its end. Returns what was written, with its content, and the count of writes from before the scan.
+    pub(crate) async fn end(self) -> Result<(PageSet, ScanTimes, Option<u64>)> {
+        let (pages, outcome) = self.answer.await.map_err(|_| gone(self.kind))?;
+        Ok((pages, outcome?, self.writes))
+    }
+}
+
 /// The thread's handle; the thread ends with it.
 #[derive(Debug)]
 pub(crate) struct TrackerThread {
@@ -127,11 +144,21 @@ impl TrackerThread {
         if self.quick {
             return lock(&self.worker).scan(pages);
         }
-        let (answer, result) = oneshot::channel();
-        self.ask(Request::Scan(std::mem::take(pages), answer))?;
-        let (filled, outcome) = result.await.map_err(|_| self.gone())?;
+        let (filled, times, _) = self.begin_scan(std::mem::take(pages))?.end().await?;
         *pages = filled;
-        outcome
+        Ok(times)
+    }
+
+    /// Begins a scan that appends to `pages`.
+    pub(crate) fn begin_scan(&self, pages: PageSet) -> Result<Scanning> {
+        let writes = self.writes();
+        let (sender, answer) = oneshot::channel();
+        self.ask(Request::Scan(pages, sender))?;
+        Ok(Scanning {
+            answer,
+            kind: self.kind,
+            writes,
+        })
     }
 
     /// As [`DirtyTracker::writes`]. Not to be asked while a scan is under way, which it would wait for.
@@ -152,11 +179,15 @@ impl TrackerThread {
     }
 
     fn gone(&self) -> Error {
-        Error::Tracker {
-            kind: self.kind,
-            problem: "its thread ended".into(),
-            source: None,
-        }
+        gone(self.kind)
+    }
+}
+
+fn gone(kind: TrackerKind) -> Error {
+    Error::Tracker {
+        kind,
+        problem: "its thread ended".into(),
+        source: None,
     }
 }
 
