@@ -14,6 +14,9 @@ use crate::dirty_pages::TrackerChoice;
 /// fail and the guest is stopped.
 pub(crate) const RECONNECT_DELAY_SECONDS: u32 = 30;
 
+/// What the guest sees of a disk. A modern virtio device has the state of 1,024 queues, 45 KB, used or not, and saves it in each pause.
+pub(crate) const DISK_DEVICE: &str = "virtio-blk-pci,disable-modern=on";
+
 /// QEMU's name for the guest's memory.
 pub(crate) const RAM_BACKEND: &str = "epochgate-ram";
 
@@ -166,9 +169,8 @@ fn blockdev(disk: &DiskAttachment) -> Value {
 
 fn device(disk: &DiskAttachment) -> String {
     // A lost gateway stops the guest; it must not see errors that a takeover would have spared it.
-    // A modern virtio device has the state of 1,024 queues, 45 KB, used or not, and saves it in each pause.
     format!(
-        "virtio-blk-pci,drive={},id={},werror=stop,rerror=stop,disable-modern=on",
+        "{DISK_DEVICE},drive={},id={},werror=stop,rerror=stop",
         node(disk),
         disk.id
     )

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::arguments::DISK_DEVICE;
 use crate::description::{Accelerator, DiskAttachment, VmDescription};
 
 /// The parts of a VM that its device state depends on, by name. Compare those of source and standby before relying on
@@ -38,6 +39,8 @@ impl Fingerprint {
                 "disks",
                 disks.iter().map(disk).collect::<Vec<_>>().join(", "),
             ),
+            // Another release of Epochgate may choose another one.
+            ("disk device", DISK_DEVICE.to_owned()),
             ("kernel", content(description.kernel.as_deref())),
             ("initrd", content(description.initrd.as_deref())),
             ("append", description.append.clone().unwrap_or_default()),

@@ -37,7 +37,7 @@ const PLACES: [&str; 3] = [HOSTS[0], HOSTS[1], STORAGE];
 pub const GUEST_CMDLINE: &str =
     "guest.address=10.78.0.2/24 witness.service=7000 witness.beacon=10.78.0.1:9000";
 /// What QEMU is told, as it continues a list in TOML.
-pub const QEMU_ARGS: &str = r#", "-netdev", "tap,id=n0,ifname=tap-{host},script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:78:00:02,romfile=""#;
+pub const QEMU_ARGS: &str = r#", "-netdev", "tap,id=n0,ifname=tap-{host},script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:78:00:02,disable-modern=on,romfile=""#;
 
 /// Frames of all protocols, in network order (linux/if_ether.h).
 const ETH_P_ALL: i32 = 0x0003_u16.to_be() as i32;

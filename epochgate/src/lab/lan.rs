@@ -17,7 +17,7 @@ pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 /// What the guest's kernel is told.
 pub(crate) const GUEST_CMDLINE: &str = "guest.address=10.78.0.2/24";
 /// What QEMU is told, as it continues a list in TOML. `{host}` is filled in by the roles.
-pub(crate) const QEMU_ARGS: &str = r#", "-netdev", "tap,id=n0,ifname=tap-{host},script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:78:00:02,romfile=""#;
+pub(crate) const QEMU_ARGS: &str = r#", "-netdev", "tap,id=n0,ifname=tap-{host},script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:78:00:02,disable-modern=on,romfile=""#;
 /// As in [`QEMU_ARGS`].
 const GUEST_MAC: &str = "52:54:00:78:00:02";
 
