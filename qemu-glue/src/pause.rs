@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The parts of one checkpoint's pause, in microseconds. `scan` and `copy` run beside `device_state`, so that `total` is
-/// less than the sum.
+/// The parts of one checkpoint's pause, in microseconds. `scan` and `copy` run beside `stop` and `device_state`, so that `total`
+/// is less than the sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseParts {
     /// From sending `stop` to QEMU's answer: the guest's I/O is drained, the cut is made.
