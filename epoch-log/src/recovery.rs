@@ -196,19 +196,21 @@ impl Fold {
     /// A data record whose end was not written, or is gone with the end of the file. It counts for nothing, but speaks of the state
     /// that was durable before it.
     pub fn cut_data(&mut self, at: Position, record: &DataRecord) {
+        self.hear(at, record);
+        self.hole(at);
+    }
+
+    /// What a data record says of the state: the change that it names was durable before it.
+    fn hear(&mut self, at: Position, record: &DataRecord) {
         if record.sequence > self.sequence {
             self.state_missing(at);
             self.sequence = record.sequence;
         }
-        self.hole(at);
     }
 
     /// The next data record.
     pub fn data(&mut self, at: Position, record: &DataRecord) {
-        if record.sequence > self.sequence {
-            self.state_missing(at);
-            self.sequence = record.sequence;
-        }
+        self.hear(at, record);
         let current =
             record.sequence == self.sequence && record.generation == self.state.generation;
         if current && record.epoch > self.state.committed {

@@ -171,7 +171,6 @@ impl ImageFile {
         {
             return Err(ImageError::Unaligned { path, size, block });
         }
-        // To wait for another's lock would hide that two servers were told to serve one image.
         let Ok((file, unlocked)) = LockedFile::new(file, access.read_only, device.is_some()) else {
             return Err(ImageError::Locked { path });
         };
