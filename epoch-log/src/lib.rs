@@ -36,6 +36,7 @@ mod extent;
 mod faults;
 pub mod forgetful;
 mod format;
+pub mod history;
 mod ids;
 pub mod inspect;
 pub mod limits;

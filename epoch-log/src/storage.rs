@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Advice, FallocateFlags, fadvise, fallocate},
+    fs::{Advice, FallocateFlags, fadvise, fallocate, fstatvfs},
     io::{Errno, pwritev},
 };
 
@@ -84,6 +84,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// What the system says.
     fn modified(&self, name: &str) -> io::Result<SystemTime> {
         let _ = name;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// How many bytes can still be written.
+    ///
+    /// # Errors
+    /// What the system says, or that nobody knows.
+    fn free_space(&self) -> io::Result<u64> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -279,6 +287,11 @@ impl Storage for Directory {
 
     fn modified(&self, name: &str) -> io::Result<SystemTime> {
         self.path.join(name).metadata()?.modified()
+    }
+
+    fn free_space(&self) -> io::Result<u64> {
+        let space = fstatvfs(self.handle()?)?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 }
 

@@ -2,7 +2,7 @@
 
 /// Takes fixed-size fields from the front of a slice; `None` as soon as it is too short.
 #[derive(Debug)]
-pub(super) struct Take<'a>(pub &'a [u8]);
+pub(crate) struct Take<'a>(pub &'a [u8]);
 
 impl<'a> Take<'a> {
     pub fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {

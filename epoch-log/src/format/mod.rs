@@ -45,6 +45,7 @@ mod bytes;
 mod record;
 mod segment_header;
 
+pub(crate) use bytes::Take;
 pub(crate) use record::{
     Chain, DataFields, DataRecord, ExtentEntry, FIRST_BYTES, Record, STATE_RECORD_BYTES, StateKind,
     StateRecord, data_header_len, encode_data, encode_state, peek_header_len,

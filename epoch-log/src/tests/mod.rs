@@ -3,8 +3,8 @@
 mod crash;
 mod damage;
 mod errors;
-mod forgetful;
+pub(crate) mod forgetful;
 mod history;
-mod model;
+pub(crate) mod model;
 mod rollback;
 mod rules;

@@ -1,0 +1,241 @@
+//! The power goes before any change of a file, in many of the ways in which it can, and nothing that is kept reads otherwise. Damage is
+//! noticed, and costs no more than it has to.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::super::{HistoryError, Retention, Tier};
+use super::model::{Group, Write};
+use crate::Epoch;
+use crate::faults;
+use crate::tests::forgetful::{Disk, selections};
+use crate::tests::model::{restore, scratch};
+
+/// Ways to crash that are tried at each change.
+const STATES: usize = 16;
+
+fn epochs(seed: usize) -> Vec<Vec<Write>> {
+    let write = |i: usize| {
+        let at = (i * 977 + seed * 131) % 5000;
+        let byte = u8::try_from((i * 7 + seed) % 256).unwrap();
+        ((i % 2) as u16, at, 1 + i * 37 % 900, byte)
+    };
+    (0..3)
+        .map(|i| vec![write(i * 3 + seed), write(i * 5 + 1)])
+        .collect()
+}
+
+/// What a crash must find: images, and what is to be applied to them.
+struct Moment {
+    changes: usize,
+    images: Vec<Vec<u8>>,
+    applied: u64,
+    committed: u64,
+    waiting: Vec<Vec<Write>>,
+    pins: usize,
+}
+
+fn moment(group: &Group, applied: u64, waiting: &[Vec<Write>]) -> Moment {
+    Moment {
+        changes: faults::count(),
+        images: group.images.clone(),
+        applied,
+        committed: group.committed,
+        waiting: waiting.to_vec(),
+        pins: group.history().pins().len(),
+    }
+}
+
+#[test]
+fn no_crash_changes_what_is_kept() {
+    let retention = Retention {
+        age_ms: 2000,
+        bytes: u64::MAX,
+        min_free: 0,
+        tiers: vec![Tier {
+            older_than_ms: 300,
+            one_in_ms: 100,
+        }],
+    };
+    let dir = scratch();
+    faults::start(None);
+    let mut group = Group::new(dir.path());
+    let mut moments = Vec::new();
+    for round in 0..40 {
+        let waiting = epochs(round);
+        let applied = group.applied;
+        group.committed += waiting.len() as u64;
+        // From here on the log has them.
+        moments.push(moment(&group, applied, &waiting));
+        group.save(&waiting).unwrap();
+        moments.push(moment(&group, applied, &waiting));
+        group.apply(&waiting, round % 7);
+        moments.push(moment(&group, applied, &waiting));
+        group.apply(&waiting, usize::MAX);
+        group.applied();
+        moments.push(moment(&group, group.applied, &[]));
+        if round == 9 {
+            group.history().pin("ten", Epoch(group.applied)).unwrap();
+            moments.push(moment(&group, group.applied, &[]));
+        }
+        if round % 3 == 0 {
+            group.time += 100;
+            while !group.maintain(&retention).is_nothing() {}
+            moments.push(moment(&group, group.applied, &[]));
+        }
+    }
+    let changes = faults::stop();
+    let (epochs, time) = (group.epochs, group.time);
+    let mut disk = Disk::default();
+    let mut random = StdRng::seed_from_u64(11);
+    let mut tried = 0;
+    let first = moments.first().unwrap().changes;
+    for (number, change) in changes.iter().enumerate() {
+        if number >= first {
+            // What had been reached by then: all that came between the change before and this one, or what this one belongs to.
+            let at = moments.partition_point(|moment| moment.changes <= number);
+            let mut reached: Vec<&Moment> = moments[..at]
+                .iter()
+                .filter(|moment| moment.changes == number)
+                .collect();
+            if reached.is_empty() {
+                reached.extend(moments[..at].last());
+            }
+            for kept in selections(disk.parts(), STATES, &mut random) {
+                let files = disk.after_crash(&kept);
+                for moment in &reached {
+                    let left = restore(&files);
+                    let mut group = Group {
+                        dir: left.path().to_owned(),
+                        history: None,
+                        images: moment.images.clone(),
+                        committed: moment.committed,
+                        applied: moment.applied,
+                        time,
+                        epochs: epochs.clone(),
+                    };
+                    let opened = group.open().unwrap();
+                    let what = format!("before change {number} of {}: {opened:?}", changes.len());
+                    assert!(opened.lost.is_empty(), "{what}");
+                    if !moment.waiting.is_empty() {
+                        group.run(&moment.waiting);
+                    }
+                    let points = group.check();
+                    assert!(!opened.created && points.contains(&group.applied), "{what}");
+                    assert!(group.history().pins().len() >= moment.pins, "{what}");
+                    group.epochs.split_off(&(group.applied + 1));
+                    group.run(&self::epochs(99));
+                    group.check();
+                    tried += 1;
+                }
+            }
+        }
+        disk.act(change);
+    }
+    assert!(tried > 2000, "only {tried} crashes were tried");
+}
+
+fn filled(dir: &std::path::Path) -> Group {
+    let mut group = Group::new(dir);
+    for round in 0..30 {
+        group.run(&epochs(round));
+    }
+    group
+}
+
+fn flip(path: &std::path::Path, at: u64) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+#[test]
+fn damage_is_never_taken_for_content() {
+    let dir = scratch();
+    let group = filled(dir.path());
+    let (epochs, images, applied, time) = (
+        group.epochs.clone(),
+        group.images.clone(),
+        group.applied,
+        group.time,
+    );
+    drop(group);
+    let files = crate::tests::model::snapshot(dir.path());
+    let mut noticed = 0;
+    for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".run")) {
+        for at in (0..bytes.len() as u64).step_by(1237) {
+            let left = restore(&files);
+            flip(&left.path().join(name), at);
+            let mut group = Group {
+                dir: left.path().to_owned(),
+                history: None,
+                images: images.clone(),
+                committed: applied,
+                applied,
+                time,
+                epochs: epochs.clone(),
+            };
+            let lost = match group.open() {
+                Ok(opened) => !opened.lost.is_empty(),
+                // Not even the pins could be trusted.
+                Err(HistoryError::Damaged { .. } | HistoryError::OtherLog { .. }) => {
+                    noticed += 1;
+                    continue;
+                }
+                Err(error) => panic!("byte {at} of {name}: {error}"),
+            };
+            let mut points = Vec::new();
+            let visited = group
+                .history()
+                .visit_points(Epoch(0), |point| points.push(point));
+            let mut damaged = lost || visited.is_err();
+            for point in points {
+                let read = group.history().view(point.epoch).and_then(|view| {
+                    let mut all = Vec::new();
+                    for (disk, image) in images.iter().enumerate() {
+                        let mut buffer = vec![0; image.len()];
+                        view.read(disk as u16, 0, &mut buffer, |at, part| {
+                            part.copy_from_slice(&image[at as usize..at as usize + part.len()]);
+                            Ok(())
+                        })?;
+                        all.push(buffer);
+                    }
+                    Ok(super::model::sum(&all))
+                });
+                match read {
+                    Ok(sum) => assert_eq!(
+                        sum, epochs[&point.epoch.0],
+                        "byte {at} of {name}, {point:?}"
+                    ),
+                    Err(HistoryError::Damaged { .. }) => damaged = true,
+                    Err(error) => panic!("byte {at} of {name}: {error}"),
+                }
+            }
+            noticed += usize::from(damaged);
+            // And life goes on.
+            group.run(&self::epochs(50));
+            let newest = group.history().view(Epoch(group.applied)).unwrap();
+            assert_eq!(
+                super::model::sum(&group.read(&newest)),
+                group.epochs[&group.applied]
+            );
+        }
+    }
+    assert!(noticed > 20, "only {noticed} of them were noticed");
+}
+
+#[test]
+fn a_history_of_another_log_or_time_is_refused() {
+    let dir = scratch();
+    let mut group = filled(dir.path());
+    group.committed -= 5;
+    group.applied -= 5;
+    assert!(matches!(group.open(), Err(HistoryError::OtherTime { .. })));
+}
