@@ -243,29 +243,42 @@ impl EpochLog {
         &self,
         mut visit: impl FnMut(Epoch, Extent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        for epoch in self.index.committed.keys() {
+            self.replay_epoch(*epoch, |extent| visit(*epoch, extent))?;
+        }
+        Ok(())
+    }
+
+    /// The same for one epoch. There is nothing in one that is applied or not committed.
+    ///
+    /// # Errors
+    /// As for [`EpochLog::replay`].
+    pub fn replay_epoch<E: From<LogError>>(
+        &self,
+        epoch: Epoch,
+        mut visit: impl FnMut(Extent<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut payload = Vec::new();
-        for (epoch, data) in &self.index.committed {
-            for place in &data.records {
-                let number = place.at.segment;
-                let segment = self.segments.get(number).ok_or_else(|| {
-                    let (epoch, what) = (Some(*epoch), DamageKind::SegmentMissing);
-                    LogError::Damaged(Damage {
-                        segment: number,
-                        offset: 0,
-                        epoch,
-                        what,
-                    })
-                })?;
-                let record = read_record(
-                    &self.segments.dir,
-                    &segment.file,
-                    &segment.key,
-                    *epoch,
-                    place,
-                    &mut payload,
-                )?;
-                visit_extents(&record, &payload, |extent| visit(*epoch, extent))?;
-            }
+        let data = self.index.committed.get(&epoch);
+        for place in data.into_iter().flat_map(|data| &data.records) {
+            let number = place.at.segment;
+            let segment = self.segments.get(number).ok_or({
+                LogError::Damaged(Damage {
+                    segment: number,
+                    offset: 0,
+                    epoch: Some(epoch),
+                    what: DamageKind::SegmentMissing,
+                })
+            })?;
+            let record = read_record(
+                &self.segments.dir,
+                &segment.file,
+                &segment.key,
+                epoch,
+                place,
+                &mut payload,
+            )?;
+            visit_extents(&record, &payload, &mut visit)?;
         }
         Ok(())
     }

@@ -155,6 +155,7 @@ fn config(args: &MemoryArgs, image: &Path, beside: &Path, dir: &Path) -> Gateway
         groups: vec![GroupConfig {
             mode: GroupMode::Async,
             epoch_interval_ms: args.epoch_interval,
+            history: None,
             memory_budget_mib: args.budget >> 20,
             ..GroupConfig::new(GROUP, dir.join("log"), vec![disk])
         }],

@@ -49,6 +49,7 @@ fn config(args: &ServeArgs) -> GatewayConfig {
         config.groups.push(GroupConfig {
             mode: GroupMode::Async,
             epoch_interval_ms: args.epoch_interval,
+            history: None,
             memory_budget_mib: args.memory_budget,
             epoch_memory: args.epoch_memory.clone(),
             ..GroupConfig::new(

@@ -3,6 +3,8 @@
 //!
 //! It lets a few epochs gather and applies them as one: a block that the guest wrote in each of them goes to the image once, neighbours
 //! go together, and one flush of the image serves them all.
+//!
+//! In a group with a history, what the images hold is saved before they are changed.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -156,6 +158,10 @@ impl Applier {
 /// Applies all of `batch` and makes it durable. Doing it again is harmless, and needed when the flush failed: the page
 /// cache may have dropped what it could not write.
 fn apply(shared: &Shared, batch: &[Arc<Cut>]) -> Result<(), String> {
+    if let Some(history) = &shared.history {
+        history.save(&shared.disks, batch)?;
+        failpoint::hit("gateway-after-save");
+    }
     for (index, disk) in shared.disks.iter().enumerate() {
         let layers: Vec<&Overlay> = batch
             .iter()
@@ -173,6 +179,9 @@ fn apply(shared: &Shared, batch: &[Arc<Cut>]) -> Result<(), String> {
         }
         write(disk, &layers).map_err(|e| failed("written", &e))?;
         disk.image.sync().map_err(|e| failed("flushed", &e))?;
+    }
+    if let (Some(history), Some(last)) = (&shared.history, batch.last()) {
+        history.past.applied(last.epoch);
     }
     Ok(())
 }

@@ -173,10 +173,9 @@ impl ExportDirectory for Directory {
         if let Some(export) = contents.exports.get(name) {
             return Ok(Arc::new(export.attach(cutter)));
         }
-        let export = contents.in_group(contents.resolve(name), |group, disk, instance| {
-            group.attach(disk, instance, cutter)
-        })?;
-        Ok(Arc::new(export))
+        contents.in_group(contents.resolve(name), |group, disk, instance| {
+            group.attach_any(disk, instance, cutter)
+        })
     }
 }
 

@@ -23,6 +23,7 @@ mod disk;
 mod disk_export;
 mod error;
 mod figures;
+pub mod history;
 mod image;
 mod layout;
 pub(crate) mod open;
@@ -44,9 +45,10 @@ use epoch_log::{Epoch, Generation};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::control::api::Event;
-use crate::export::{Cutter, ExportInfo};
+use crate::export::{Cutter, Export, ExportInfo};
 use barriers::{Admission, Input, Phase, SealNumber};
 use disk::{Disk, Rights};
+use history::{Keeper, names_a_point};
 use shared::{Entry, Job, Order, Shared};
 
 pub use disk_export::{DiskExport, Flush};
@@ -82,6 +84,8 @@ pub struct Group {
     /// Directory of the epoch log.
     log: PathBuf,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Keeps the history in its bounds.
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl Group {
@@ -283,11 +287,37 @@ impl Group {
         instance: Option<&str>,
     ) -> Option<Result<ExportInfo, Refusal>> {
         let disk = self.shared.disks.iter().find(|other| other.name == disk)?;
+        if let Some(point) = instance.filter(|instance| names_a_point(instance)) {
+            return Some(self.describe_past(disk, point));
+        }
         let admission = self.shared.core().barriers.admit(instance);
         Some(admission.map(|admission| self.info(disk, instance, admission)))
     }
 
-    /// Attaches a connection to `disk`. None: there is no such disk.
+    /// Attaches a connection to `disk` as it is, or, if the instance names a point in time, as it was. None: there is no such disk.
+    ///
+    /// # Errors
+    /// [`Refusal`] if the instance is not let in.
+    pub fn attach_any(
+        &self,
+        disk: &str,
+        instance: Option<&str>,
+        cutter: Cutter,
+    ) -> Option<Result<Arc<dyn Export>, Refusal>> {
+        if let Some(point) = instance.filter(|instance| names_a_point(instance)) {
+            let number = self
+                .shared
+                .disks
+                .iter()
+                .position(|other| other.name == disk)?;
+            let past = self.attach_past(number, point);
+            return Some(past.map(|export| Arc::new(export) as Arc<dyn Export>));
+        }
+        let attached = self.attach(disk, instance, cutter)?;
+        Some(attached.map(|export| Arc::new(export) as Arc<dyn Export>))
+    }
+
+    /// Attaches a connection to `disk` as it is. None: there is no such disk.
     ///
     /// # Errors
     /// [`Refusal`] if the instance is not let in.
@@ -377,6 +407,12 @@ impl Group {
         self.shared.tell(Job::Stop { orderly });
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(
+            self.keeper
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
         for thread in threads {
             // The committer comes first, as it waits for the applier in an orderly stop. A panic of a thread has been
             // reported by itself.

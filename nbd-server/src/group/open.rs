@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use epoch_log::history::{Anchor, History, HistoryError, Options};
 use epoch_log::storage::Storage;
 use epoch_log::{DiskIdentity, EpochLog, LogError, LogOptions, Mode};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
+use super::history::{self, GroupHistory, HistoryConfig, Keeper, now_ms};
 use super::image::{Image, ImageError};
 use super::resume;
 use super::shared::{Core, Shared};
@@ -72,6 +74,9 @@ pub struct GroupConfig {
     /// How often it commits by itself when no source owns it, in milliseconds.
     #[serde(default = "default_interval")]
     pub epoch_interval_ms: u64,
+    /// How much of its past is kept; none: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryConfig>,
     /// Its disks.
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -102,6 +107,7 @@ impl GroupConfig {
             memory_budget_mib: default_budget(),
             epoch_memory: PathBuf::new(),
             epoch_interval_ms: default_interval(),
+            history: None,
             disks,
         }
     }
@@ -171,6 +177,26 @@ pub enum OpenError {
         #[source]
         source: ArenaError,
     },
+    /// The history can't be used.
+    #[error("group '{group}'")]
+    History {
+        /// The group.
+        group: String,
+        /// Why.
+        #[source]
+        source: HistoryError,
+    },
+    /// There is a history, and nobody says that it is to be kept on.
+    #[error(
+        "group '{group}' has a history in {dir}, and its configuration does not say that it is kept: what is written without it would \
+         make it wrong. Put [group.history] back, or move that directory away to give it up"
+    )]
+    HistoryLeft {
+        /// The group.
+        group: String,
+        /// Directory of the history.
+        dir: PathBuf,
+    },
     /// The state after recovery could not be recorded.
     #[error("group '{group}': {what}")]
     Start {
@@ -224,7 +250,7 @@ impl Parts {
         now: Instant,
     ) -> Result<Self, OpenError> {
         let bell: Arc<Bell> = Arc::default();
-        let (log, clean) = recover(config, &images, log, progress)?;
+        let (log, clean, history) = recover(config, &images, log, progress)?;
         let sizes = images.iter().map(Image::size).collect();
         let start = resume::start(config, &log, clean, sizes, &bell)?;
         let disks = images
@@ -243,7 +269,7 @@ impl Parts {
             .collect();
         let (jobs, job_queue): Channels<_> = mpsc::channel();
         let (apply, apply_queue): Channels<_> = mpsc::channel();
-        let shared = Arc::new(Shared::new(
+        let shared = Shared::new(
             config.name.clone(),
             disks,
             start.budget,
@@ -251,7 +277,8 @@ impl Parts {
             Core::new(start.barriers, start.cuts),
             jobs,
             apply,
-        ));
+        );
+        let shared = Arc::new(shared.with_history(history));
         let interval = Duration::from_millis(config.epoch_interval_ms);
         let mut committer = Committer::new(Arc::clone(&shared), log, job_queue, interval, now);
         committer.start().map_err(|e| start_error(config, &e))?;
@@ -260,6 +287,7 @@ impl Parts {
             shared,
             log: config.log.clone(),
             threads: Mutex::default(),
+            keeper: Mutex::default(),
         };
         Ok(Self {
             group,
@@ -288,6 +316,11 @@ impl Group {
         let (group, committer, applier) = (parts.group, parts.committer, parts.applier);
         group.spawn(config, "commit", move || committer.run())?;
         group.spawn(config, "apply", move || applier.run())?;
+        if let Some(history) = &group.shared.history {
+            let keeper = Keeper::start(&config.name, history.clone());
+            let keeper = keeper.map_err(|e| start_error(config, &e))?;
+            *group.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        }
         Ok(group)
     }
 
@@ -330,6 +363,9 @@ pub(crate) fn check(config: &GroupConfig) -> Result<(), OpenError> {
         return fail(format!(
             "memory_budget_mib must be at least {MIN_BUDGET_MIB}"
         ));
+    }
+    if let Some(history) = &config.history {
+        history.check().or_else(&fail)?;
     }
     if config.epoch_interval_ms == 0 {
         return fail("epoch_interval_ms must be at least 1".to_owned());
@@ -416,61 +452,109 @@ fn log_options(config: &GroupConfig) -> LogOptions {
 fn recover(
     config: &GroupConfig,
     images: &[Image],
-    log: LogPlace,
+    place: LogPlace,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<(EpochLog, bool), OpenError> {
+) -> Result<(EpochLog, bool, Option<GroupHistory>), OpenError> {
     let log_error = |source| OpenError::Log {
         group: config.name.clone(),
         source,
     };
     let identities = identities(config, images);
-    let (mut log, recovered) =
-        EpochLog::open_or_create_on(log.storage, &config.name, &identities, log.options)
-            .map_err(log_error)?;
-    let apply_error = |source| OpenError::Apply {
-        group: config.name.clone(),
-        source,
-    };
+    let (mut log, recovered) = EpochLog::open_or_create_on(
+        Arc::clone(&place.storage),
+        &config.name,
+        &identities,
+        place.options.clone(),
+    )
+    .map_err(log_error)?;
+    let history = open_history(config, &place, &log)?;
     let total = recovered.unapplied.len() as u64;
-    let mut current = None;
-    let mut applied = 0;
-    log.replay(|epoch, extent| {
-        if current.is_some_and(|current| current != epoch) {
-            applied += 1;
-            progress(Progress {
-                group: &config.name,
-                applied,
-                total,
-            });
+    for (applied, epoch) in (1..).zip(&recovered.unapplied) {
+        if let Some(history) = &history {
+            history::save_epoch(history, images, &log, *epoch)
+                .map_err(|source| history_error(config, source))?;
         }
-        current = Some(epoch);
-        match images.get(usize::from(extent.disk)) {
-            Some(image) => image.apply(&extent).map_err(ReplayError),
-            None => Err(ReplayError(std::io::Error::other(format!(
-                "the log names disk number {}",
-                extent.disk
-            )))),
-        }
-    })
-    .map_err(|ReplayError(e)| apply_error(e))?;
+        apply_epoch(config, images, &log, *epoch)?;
+        progress(Progress {
+            group: &config.name,
+            applied,
+            total,
+        });
+    }
     if let Some(last) = recovered.unapplied.last() {
         for (image, _) in images
             .iter()
             .zip(&config.disks)
             .filter(|(_, disk)| !disk.read_only)
         {
-            image.sync().map_err(apply_error)?;
+            image.sync().map_err(|source| apply_error(config, source))?;
         }
         log.mark_applied(*last).map_err(log_error)?;
-        progress(Progress {
-            group: &config.name,
-            applied: total,
-            total,
-        });
+        if let Some(history) = &history {
+            history.past.applied(*last);
+        }
     }
     let state = log.state();
     tracing::info!(group = config.name, state = %Said(state), clean = recovered.clean, "the epoch log is open");
-    Ok((log, recovered.clean))
+    Ok((log, recovered.clean, history))
+}
+
+fn apply_epoch(
+    config: &GroupConfig,
+    images: &[Image],
+    log: &EpochLog,
+    epoch: epoch_log::Epoch,
+) -> Result<(), OpenError> {
+    log.replay_epoch(epoch, |extent| match images.get(usize::from(extent.disk)) {
+        Some(image) => image.apply(&extent).map_err(ReplayError),
+        None => Err(ReplayError(std::io::Error::other(format!(
+            "the log names disk number {}",
+            extent.disk
+        )))),
+    })
+    .map_err(|ReplayError(source)| apply_error(config, source))
+}
+
+fn apply_error(config: &GroupConfig, source: std::io::Error) -> OpenError {
+    OpenError::Apply {
+        group: config.name.clone(),
+        source,
+    }
+}
+
+fn history_error(config: &GroupConfig, source: HistoryError) -> OpenError {
+    OpenError::History {
+        group: config.name.clone(),
+        source,
+    }
+}
+
+/// Opens the history that belongs to the log, if it is to be kept. One that is there must be.
+fn open_history(
+    config: &GroupConfig,
+    place: &LogPlace,
+    log: &EpochLog,
+) -> Result<Option<GroupHistory>, OpenError> {
+    let dir = place.storage.path().join(history::DIRECTORY);
+    let Some(wanted) = &config.history else {
+        if dir.is_dir() {
+            return Err(OpenError::HistoryLeft {
+                group: config.name.clone(),
+                dir,
+            });
+        }
+        return Ok(None);
+    };
+    let storage = epoch_log::storage::directory(&dir);
+    let (past, opened) = History::open(storage, Anchor::from(log), Options::default(), now_ms())
+        .map_err(|source| history_error(config, source))?;
+    for lost in &opened.lost {
+        tracing::error!(group = config.name, "the history is damaged: {lost}");
+    }
+    Ok(Some(GroupHistory {
+        past,
+        retention: wanted.retention(),
+    }))
 }
 
 /// A log's state in a few words.

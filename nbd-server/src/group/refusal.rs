@@ -27,6 +27,9 @@ pub enum Refusal {
         /// The id.
         id: String,
     },
+    /// A point in time that can't be had.
+    #[error("{0}")]
+    Past(String),
     /// The id can't be part of an export name.
     #[error("'{id}' can't be an id: it needs 1 to 128 ASCII letters, digits, '-', '_', '.' or ':'")]
     BadId {

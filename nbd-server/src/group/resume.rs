@@ -15,6 +15,7 @@ use super::barriers::{Barriers, Left};
 use super::bell::Bell;
 use super::budget::Budget;
 use super::disk::{Held, Layer};
+use super::history::now_ms;
 use super::open::{GroupConfig, OpenError};
 use super::overlay::{NotRevived, Overlay};
 use super::shared::Cut;
@@ -195,7 +196,12 @@ fn revive(
             .map(|disk| overlay(epoch, disk).map(Arc::new))
             .collect();
         let overlays = overlays?;
-        cuts.push_back(Arc::new(Cut { epoch, overlays }));
+        cuts.push_back(Arc::new(Cut {
+            epoch,
+            overlays,
+            // Nearly: nobody has written down when.
+            sealed_ms: now_ms(),
+        }));
     }
     let held = (0..sizes.len()).map(|disk| {
         let layers = cuts.iter().filter_map(|cut| {

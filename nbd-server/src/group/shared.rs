@@ -17,6 +17,7 @@ use super::bell::Bell;
 use super::budget::Budget;
 use super::disk::{Disk, Layer, Rights};
 use super::error::{GroupError, Part};
+use super::history::{GroupHistory, now_ms};
 use super::overlay::Overlay;
 use super::refusal::Refusal;
 use crate::control::api::{AttachmentKind, Event};
@@ -86,6 +87,8 @@ pub struct Cut {
     pub epoch: Epoch,
     /// What was written in it, by disk.
     pub overlays: Vec<Arc<Overlay>>,
+    /// When it was cut, in milliseconds since 1970.
+    pub sealed_ms: u64,
 }
 
 impl Cut {
@@ -149,6 +152,8 @@ pub struct Shared {
     pub name: String,
     /// Its disks.
     pub disks: Vec<Arc<Disk>>,
+    /// Its past, if it is kept.
+    pub history: Option<GroupHistory>,
     /// The memory that epochs may hold.
     pub budget: Arc<Budget>,
     /// Rings when waiting requests may look again.
@@ -183,6 +188,7 @@ impl Shared {
         Self {
             name,
             disks,
+            history: None,
             budget,
             bell,
             jobs,
@@ -194,6 +200,11 @@ impl Shared {
             core: Mutex::new(core),
             errors: Mutex::default(),
         }
+    }
+
+    /// The same, whose past is kept.
+    pub fn with_history(self, history: Option<GroupHistory>) -> Self {
+        Self { history, ..self }
     }
 
     /// The core.
@@ -301,7 +312,11 @@ impl Shared {
         // With all locks held: the cut is the same for a gateway that comes after this one.
         self.arena().set_sealed(epoch);
         drop(states);
-        core.cuts.push_back(Arc::new(Cut { epoch, overlays }));
+        core.cuts.push_back(Arc::new(Cut {
+            epoch,
+            overlays,
+            sealed_ms: now_ms(),
+        }));
         self.budget.unrelieve();
         self.listen_to_pressure();
         failpoint::hit("gateway-after-seal");

@@ -1,0 +1,81 @@
+//! The thread that keeps a history in its bounds: trims and thins what is due, a little at a time. It decides nothing about what is kept.
+
+use std::io;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{GroupHistory, now_ms};
+use crate::group::error::with_sources;
+
+/// How often it looks.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The thread. Dropping it ends it, after what it has begun.
+#[derive(Debug)]
+pub struct Keeper {
+    /// Dropped to stop.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts to keep `history`, of the group `name`.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start(name: &str, history: GroupHistory) -> io::Result<Self> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let group = name.to_owned();
+        let run = move || {
+            let mut failed = false;
+            let mut pause = PAUSE;
+            while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                pause = PAUSE;
+                match history.past.maintain(now_ms(), &history.retention) {
+                    Ok(done) => {
+                        failed = false;
+                        if done.for_space {
+                            tracing::warn!(
+                                group,
+                                oldest = done.oldest.map(|epoch| epoch.0),
+                                "the disk is nearly full: the oldest part of the history goes before its time"
+                            );
+                        }
+                        if !done.is_nothing() {
+                            pause = Duration::ZERO;
+                        }
+                    }
+                    Err(error) => {
+                        // Once: it is tried again each time.
+                        if !failed {
+                            tracing::warn!(
+                                group,
+                                "the history can't be trimmed: {}",
+                                with_sources(&error)
+                            );
+                        }
+                        failed = true;
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("keep {name}"))
+            .spawn(run)?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of it has been reported by itself.
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A group that keeps its past: every epoch reads as it was, over NBD names, while the guest writes on; across restarts and crashes;
+//! with what images have as holes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
+
+mod group_common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use group_common::{SIZE, Site, attach, until};
+use nbd_server::Epoch;
+use nbd_server::export::{Cutter, Export};
+use nbd_server::group::history::HistoryConfig;
+use nbd_server::group::{Group, GroupMode, OpenError};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const DISKS: [&str; 2] = ["root", "data"];
+
+/// Contents of both disks.
+type State = Vec<Vec<u8>>;
+
+fn site() -> Site {
+    let mut site = Site::new(GroupMode::Async, &DISKS);
+    site.config.epoch_interval_ms = 3_600_000;
+    site.config.history = Some(HistoryConfig::default());
+    site
+}
+
+fn past(group: &Group, disk: &str, point: &str) -> Arc<dyn Export> {
+    let attached = group.attach_any(disk, Some(point), Cutter::inert());
+    attached
+        .expect("the disk exists")
+        .unwrap_or_else(|refusal| panic!("{point}: {refusal}"))
+}
+
+fn read(export: &dyn Export) -> Vec<u8> {
+    let mut all = vec![0xee; SIZE as usize];
+    export.read(0, &mut all).unwrap();
+    all
+}
+
+/// Changes something at random, on both disks, and has it committed. Returns the epoch.
+fn change(group: &Group, state: &mut State, random: &mut StdRng) -> u64 {
+    for (number, disk) in DISKS.iter().enumerate() {
+        let export = attach(group, disk, None).export;
+        for _ in 0..random.random_range(0..5) {
+            let offset = random.random_range(0..SIZE - 1);
+            let len = random.random_range(1..=(SIZE - offset).min(200_000));
+            let range = offset as usize..(offset + len) as usize;
+            match random.random_range(0..6) {
+                0 => {
+                    export.trim(offset, len, false).unwrap();
+                    state[number][range].fill(0);
+                }
+                1 => {
+                    export
+                        .write_zeroes(offset, len, false, false, false)
+                        .unwrap();
+                    state[number][range].fill(0);
+                }
+                _ => {
+                    let byte = random.random();
+                    let data = Bytes::from(vec![byte; len as usize]);
+                    export.write(offset, data, false).unwrap();
+                    state[number][range].fill(byte);
+                }
+            }
+        }
+        export.flush().unwrap();
+    }
+    group.status().committed.0
+}
+
+/// Every epoch, read by its name.
+fn check(group: &Group, epochs: &BTreeMap<u64, State>) {
+    for (epoch, state) in epochs {
+        for (disk, expected) in DISKS.iter().zip(state) {
+            let export = past(group, disk, &format!("epoch={epoch}"));
+            assert!(
+                read(export.as_ref()) == *expected,
+                "disk {disk} at epoch {epoch}"
+            );
+            check_layout(export.as_ref(), expected);
+        }
+    }
+}
+
+/// What BLOCK_STATUS calls zero is zero, and nothing is left out.
+fn check_layout(export: &dyn Export, content: &[u8]) {
+    let mut at = 0;
+    while at < SIZE {
+        for extent in export.block_status(at, SIZE - at, 5).unwrap() {
+            let end = (at + extent.len).min(SIZE);
+            let range = at as usize..end as usize;
+            assert!(
+                !extent.zero || content[range].iter().all(|byte| *byte == 0),
+                "at {at}"
+            );
+            at = end;
+        }
+    }
+}
+
+#[test]
+fn every_epoch_reads_as_it_was_whatever_came_after() {
+    let site = site();
+    let mut random = StdRng::seed_from_u64(5);
+    let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+    let mut epochs = BTreeMap::from([(0, state.clone())]);
+    let mut group = site.open();
+    for round in 0..60 {
+        let epoch = change(&group, &mut state, &mut random);
+        epochs.insert(epoch, state.clone());
+        match round % 20 {
+            // A crash: what is committed and not applied is saved and applied at the next start.
+            7 => {
+                drop(group);
+                group = site.open();
+            }
+            15 => {
+                group.stop();
+                drop(group);
+                group = site.open();
+            }
+            // Several epochs are applied as one, and some one by one.
+            n if n % 3 == 0 => until(|| {
+                let status = group.status();
+                status.applied == status.committed
+            }),
+            _ => {}
+        }
+        if round % 10 == 9 {
+            check(&group, &epochs);
+        }
+    }
+    assert!(group.history().unwrap().past.status().points > 60);
+}
+
+#[test]
+fn an_open_view_stays_what_it_is_while_the_disk_is_written() {
+    let site = site();
+    let mut random = StdRng::seed_from_u64(6);
+    let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+    let group = site.open();
+    change(&group, &mut state, &mut random);
+    let epoch = change(&group, &mut state, &mut random);
+    let then = state.clone();
+    let view = past(&group, "data", &format!("epoch={epoch}"));
+    std::thread::scope(|scope| {
+        let (group, then) = (&group, &then);
+        let reader = scope.spawn(move || {
+            for _ in 0..300 {
+                assert!(read(view.as_ref()) == then[1]);
+            }
+        });
+        while !reader.is_finished() {
+            change(group, &mut state, &mut random);
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn times_and_pins_name_points_too() {
+    let site = site();
+    let mut random = StdRng::seed_from_u64(7);
+    let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+    let group = site.open();
+    let epoch = change(&group, &mut state, &mut random);
+    let then = state.clone();
+    group
+        .view(&format!("epoch={epoch}").parse().unwrap())
+        .unwrap();
+    let history = &group.history().unwrap().past;
+    history.pin("before", Epoch(epoch)).unwrap();
+    let time = nbd_server::group::history::rfc3339(nbd_server::group::history::now_ms());
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    let next = change(&group, &mut state, &mut random);
+    group
+        .view(&format!("epoch={next}").parse().unwrap())
+        .unwrap();
+    for point in ["pin=before", &format!("time={time}")] {
+        assert!(
+            read(past(&group, "root", point).as_ref()) == then[0],
+            "{point}"
+        );
+    }
+    for (point, message) in [
+        ("epoch=99999", "is not kept"),
+        ("time=1999-01-01T00:00:00Z", "not kept"),
+        ("pin=after", "there are: before"),
+        ("moment=1", "epoch=NUMBER"),
+    ] {
+        let refusal = group
+            .attach_any("root", Some(point), Cutter::inert())
+            .unwrap();
+        let said = refusal.err().expect(point).to_string();
+        assert!(said.contains(message), "{point}: {said}");
+    }
+    let export = past(&group, "root", "pin=before");
+    assert!(export.info().read_only);
+    assert!(export.write(0, Bytes::from_static(b"x"), false).is_err());
+}
+
+#[test]
+fn a_history_that_is_there_is_kept_on_or_moved_away() {
+    let mut site = site();
+    site.open().stop();
+    site.config.history = None;
+    let error = Group::open(&site.config, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, OpenError::HistoryLeft { .. }), "{error}");
+    let dir = site.config.log.join("history");
+    std::fs::rename(&dir, site.dir.path().join("moved")).unwrap();
+    site.open().stop();
+}
