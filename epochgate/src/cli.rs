@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod checkpoint;
 pub(crate) mod database;
+pub(crate) mod history;
 pub(crate) mod overhead;
 
 use std::path::PathBuf;
@@ -40,10 +41,12 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Move a protected VM to its standby, without losing anything.
     Switchover(SwitchoverArgs),
+    /// Set the disks of a VM back to a point of their past. What is undone stays in the history.
+    Rewind(history::RewindArgs),
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
-    /// Look into a group's epoch log.
+    /// Look into a group's epoch log and its history.
     #[command(subcommand)]
     Log(LogCommand),
     /// Measure.
@@ -279,6 +282,12 @@ pub(crate) enum LogCommand {
     Verify(LogArgs),
     /// Take a damaged log back to the last epoch before the damage. What was committed after it is lost.
     Recover(RecoverArgs),
+    /// List the points in time that a group keeps, from a running gateway.
+    List(history::ListArgs),
+    /// Give a point in time a name: it is never trimmed.
+    Pin(history::PinArgs),
+    /// Take a name away: what it kept is trimmed as all else.
+    Unpin(history::UnpinArgs),
     /// Accept moved or copied images as those that the log belongs to, if nothing is left to apply.
     Rebind(RebindArgs),
 }

@@ -3,6 +3,7 @@
 mod advice;
 mod catalog;
 mod figures;
+mod past;
 mod reload;
 
 use std::collections::BTreeMap;

@@ -219,3 +219,99 @@ fn a_history_that_is_there_is_kept_on_or_moved_away() {
     std::fs::rename(&dir, site.dir.path().join("moved")).unwrap();
     site.open().stop();
 }
+
+fn live(group: &Group) -> State {
+    DISKS
+        .iter()
+        .map(|disk| read(&attach(group, disk, None).export))
+        .collect()
+}
+
+#[test]
+fn a_rewound_group_is_as_it_was_and_what_was_undone_stays() {
+    let site = site();
+    let mut random = StdRng::seed_from_u64(8);
+    let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+    let mut epochs = BTreeMap::from([(0, state.clone())]);
+    let mut group = site.open();
+    for round in 0..6 {
+        for _ in 0..8 {
+            let epoch = change(&group, &mut state, &mut random);
+            epochs.insert(epoch, state.clone());
+        }
+        let to = *epochs
+            .keys()
+            .nth(random.random_range(0..epochs.len()))
+            .unwrap();
+        group.stop();
+        drop(group);
+        let before = *epochs.keys().next_back().unwrap();
+        let rewound = site.config.rewind(Epoch(to)).unwrap();
+        assert_eq!(
+            (rewound.to, rewound.epoch),
+            (Epoch(to), Epoch(before + 1)),
+            "round {round}"
+        );
+        group = site.open();
+        state.clone_from(&epochs[&to]);
+        epochs.insert(rewound.epoch.0, state.clone());
+        assert!(live(&group) == state, "round {round}");
+        check(&group, &epochs);
+    }
+    let error = site.config.rewind(Epoch(1)).unwrap_err();
+    assert!(error.to_string().contains("vm"), "in use: {error}");
+    group.stop();
+    drop(group);
+    let error = site.config.rewind(Epoch(99_999)).unwrap_err();
+    assert!(matches!(error, OpenError::History { .. }), "{error}");
+    assert!(live(&site.open()) == state);
+}
+
+#[test]
+fn a_rewind_that_is_cut_short_goes_on_at_the_next_start() {
+    for done in [0, 1, 2] {
+        let site = site();
+        let mut random = StdRng::seed_from_u64(9);
+        let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+        let mut epochs = BTreeMap::from([(0, state.clone())]);
+        let group = site.open();
+        for _ in 0..12 {
+            let epoch = change(&group, &mut state, &mut random);
+            epochs.insert(epoch, state.clone());
+        }
+        until(|| {
+            let status = group.status();
+            status.applied == status.committed
+        });
+        let committed = group.status().committed;
+        let past = Arc::clone(&group.history().unwrap().past);
+        past.begin_rewind(Epoch(5)).unwrap();
+        for number in 0..done {
+            // What the first pieces of it come to: saved, and the second half of it put back.
+            let image = std::fs::OpenOptions::new()
+                .write(true)
+                .open(site.image(number))
+                .unwrap();
+            let mut capture = past.capture();
+            capture
+                .save(number as u16, 0, SIZE / 2, |at, buffer| {
+                    use std::os::unix::fs::FileExt;
+                    std::fs::File::open(site.image(number))?.read_exact_at(buffer, at)
+                })
+                .unwrap();
+            capture.finish(committed).unwrap();
+            let old = &epochs[&5][number];
+            let half = SIZE as usize / 4..SIZE as usize / 2;
+            std::os::unix::fs::FileExt::write_all_at(&image, &old[half.clone()], half.start as u64)
+                .unwrap();
+        }
+        drop(past);
+        // The power goes.
+        drop(group);
+        let group = site.open();
+        assert!(live(&group) == epochs[&5], "after {done} pieces");
+        assert_eq!(group.status().committed.0, committed.0 + 1);
+        epochs.insert(committed.0 + 1, epochs[&5].clone());
+        check(&group, &epochs);
+    }
+}

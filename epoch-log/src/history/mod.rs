@@ -29,6 +29,7 @@ mod roll;
 mod run;
 mod seal;
 mod sources;
+mod undone;
 mod view;
 
 #[cfg(test)]

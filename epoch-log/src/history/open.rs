@@ -10,7 +10,7 @@ use super::format::{
 };
 use super::live::{Active, Live};
 use super::run::{ClosedRun, RunFile, failed, file_name, number_of};
-use super::{Anchor, History, HistoryError, Options, merge, pins, roll};
+use super::{Anchor, History, HistoryError, Options, merge, pins, roll, undone};
 use crate::Epoch;
 use crate::disk::LogDir;
 use crate::format::LogId;
@@ -122,7 +122,12 @@ impl History {
                 (active, writer)
             }
         };
-        if active.through > committed || active.last().epoch > committed {
+        // On its way back it may be one epoch ahead: that of the rewind itself.
+        let known = match undone::load(&dir)? {
+            Some(_) => committed.next(),
+            None => committed,
+        };
+        if active.through > known || active.last().epoch > known {
             return Err(HistoryError::OtherTime {
                 dir: path,
                 through: active.through.max(active.last().epoch),

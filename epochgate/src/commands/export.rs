@@ -136,7 +136,7 @@ fn say(args: &ControlArgs, what: &str, export: &ExportStatus) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask<T>(
+pub(super) fn ask<T>(
     control: &Path,
     request: impl AsyncFnOnce(Client) -> Result<T, ControlError>,
 ) -> anyhow::Result<T> {
@@ -147,9 +147,12 @@ fn ask<T>(
 /// Which errors are the user's to mend.
 fn explain(error: ControlError) -> anyhow::Error {
     match error.kind() {
-        Some(ErrorKind::UnknownExport | ErrorKind::BadImage | ErrorKind::BadRequest) => {
-            usage(error)
-        }
+        Some(
+            ErrorKind::UnknownExport
+            | ErrorKind::UnknownGroup
+            | ErrorKind::BadImage
+            | ErrorKind::BadRequest,
+        ) => usage(error),
         _ => error.into(),
     }
 }

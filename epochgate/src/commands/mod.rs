@@ -12,6 +12,7 @@ mod demo;
 mod demo_db;
 mod export;
 mod gateway;
+mod history;
 mod log;
 mod log_recover;
 mod protect;
@@ -42,6 +43,10 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::Verify(args)) => log::verify(&args),
         Command::Log(LogCommand::Recover(args)) => log_recover::recover(&args),
         Command::Log(LogCommand::Rebind(args)) => log::rebind(&args),
+        Command::Log(LogCommand::List(args)) => history::list(&args),
+        Command::Log(LogCommand::Pin(args)) => history::pin(&args),
+        Command::Log(LogCommand::Unpin(args)) => history::unpin(&args),
+        Command::Rewind(args) => history::rewind(&args),
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
         Command::Bench(BenchCommand::Faults(args)) => bench_faults::run(&args),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use coordinator::report::{State, Status};
 use nbd_server::control::api::{GatewayStatus, GroupStatus, ModeName};
 use nbd_server::control::client::Client;
+use nbd_server::group::history::rfc3339;
 use serde::Serialize;
 
 use crate::cli::StatusArgs;
@@ -196,6 +197,20 @@ fn print_group(group: &GroupStatus) {
             bytes(disk.bytes_read),
             disk.writes,
             bytes(disk.bytes_written),
+        );
+    }
+    if let Some(history) = &group.history {
+        let pins: Vec<&str> = history.pins.iter().map(|pin| pin.name.as_str()).collect();
+        let pins = if pins.is_empty() {
+            String::new()
+        } else {
+            format!(", pins: {}", pins.join(", "))
+        };
+        println!(
+            "    history since {} (epoch {}), {}{pins}",
+            rfc3339(history.oldest_time_ms),
+            history.oldest,
+            bytes(history.bytes)
         );
     }
     if let Some(error) = &group.last_error {

@@ -10,6 +10,10 @@
 //! | `POST /v1/groups/{g}/sync`                     | [`SyncRequest`]                | [`EpochReply`]                     |
 //! | `POST /v1/groups/{g}/takeover`                 | [`TakeoverRequest`]            | [`TakeoverReply`]                  |
 //! | `POST /v1/groups/{g}/abort` `relieve` `detach` | [`GenerationRequest`]          | [`EpochReply`]                     |
+//! | `GET /v1/groups/{g}/history?since=P&limit=N`   |                                | [`HistoryReply`]                   |
+//! | `POST /v1/groups/{g}/pins`                     | [`PinRequest`]                 | [`Pin`]                            |
+//! | `DELETE /v1/groups/{g}/pins/{p}`               |                                | [`Pin`]                            |
+//! | `POST /v1/groups/{g}/rewind`                   | [`RewindRequest`]              | [`Rewound`]                        |
 //! | `GET /v1/groups/{g}`                           |                                | [`GroupStatus`]                    |
 //! | `GET /v1/status`                               |                                | [`GatewayStatus`]                  |
 //! | `GET /v1/exports`                              |                                | a list of [`ExportStatus`]         |
@@ -26,11 +30,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use epoch_log::history::{HistoryStatus, Kept};
 use epoch_log::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
 
 pub use crate::gateway::ExportConfig;
 pub use crate::group::barriers::{MAX_ID_BYTES, Protection, SealNumber, valid_id};
+pub use crate::group::history::{Point, Rewound};
+pub use epoch_log::history::Pin;
 
 /// A source asks to own the group: the cold start of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +198,11 @@ pub enum AttachmentKind {
     Source,
     /// Of a standby: reads committed state, its writes are refused until the takeover.
     Parked,
+    /// Reads an earlier point in time.
+    Past,
+    /// A kind of a newer gateway.
+    #[serde(other)]
+    Other,
 }
 
 /// One client's attachments to a group.
@@ -252,6 +264,9 @@ pub struct GroupStatus {
     pub backlog: u64,
     /// Who is attached.
     pub attachments: Vec<AttachmentStatus>,
+    /// How much of its past is kept, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryStatus>,
     /// The last thing that went wrong and still stands (an image that can't be written, a log that is full).
     pub last_error: Option<String>,
     /// The disks.
@@ -295,6 +310,38 @@ pub struct ResizeRequest {
     /// It may be less than the present one: what lies beyond is lost.
     #[serde(default)]
     pub shrink: bool,
+}
+
+/// A page of the points that a group keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryReply {
+    /// How much there is in all.
+    pub status: HistoryStatus,
+    /// The points, oldest first.
+    pub points: Vec<Kept>,
+    /// There are more: ask again with `since=epoch=` this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub more: Option<Epoch>,
+}
+
+/// A point in time shall have a name, and never be trimmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinRequest {
+    /// The name.
+    pub name: String,
+    /// The point; without, the newest committed epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Point>,
+}
+
+/// The disks shall be as they were.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewindRequest {
+    /// When.
+    pub to: Point,
+    /// Also while somebody uses the group: all are sent away, a source is fenced.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// An export is gone.

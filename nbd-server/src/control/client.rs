@@ -6,6 +6,7 @@
 //! reached the gateway, and once more after that for requests that do no harm when they happen twice.
 
 mod exports;
+mod history;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -19,7 +19,7 @@ impl From<ChangeError> for Failure {
 
 impl Gatekeeper {
     /// Makes a change, which may block, and which is carried out even if the caller hangs up.
-    async fn change<T: Send + 'static>(
+    pub(super) async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Catalog) -> Result<T, ChangeError> + Send + 'static,
     ) -> Handled<T> {

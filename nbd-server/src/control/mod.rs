@@ -8,4 +8,5 @@
 pub mod api;
 pub mod client;
 mod exports;
+mod history;
 pub mod server;

@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{delete, get, patch, post};
 use epoch_log::Generation;
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
@@ -23,7 +23,7 @@ use super::api::{
     Event, GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply,
     SealRequest, SyncRequest, TakeoverReply, TakeoverRequest,
 };
-use super::exports;
+use super::{exports, history};
 use crate::gateway::Catalog;
 use crate::group::barriers::{Input, SealNumber};
 use crate::group::directory::export_name;
@@ -74,6 +74,10 @@ pub async fn serve(listener: UnixListener, gatekeeper: Gatekeeper) -> std::io::R
         .route("/v1/groups/{group}/abort", post(abort))
         .route("/v1/groups/{group}/relieve", post(relieve))
         .route("/v1/groups/{group}/detach", post(detach))
+        .route("/v1/groups/{group}/history", get(history::points))
+        .route("/v1/groups/{group}/pins", post(history::pin))
+        .route("/v1/groups/{group}/pins/{pin}", delete(history::unpin))
+        .route("/v1/groups/{group}/rewind", post(history::rewind))
         .fallback(async || {
             Failure::bad_request(
                 "there is no such request in the control API; see `epochgate --help`",

@@ -6,11 +6,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use epoch_log::history::HistoryError;
+
 use super::{ExportConfig, GatewayConfig, GatewayError, aliases, check_export_name};
 use crate::control::api::{ErrorKind, ExportStatus, ReloadStatus};
 use crate::export::Export;
-use crate::group::Group;
 use crate::group::directory::{Contents, Directory};
+use crate::group::{Group, OpenError, Refusal};
 use crate::image_file::ImageError;
 use crate::metrics::Kind;
 use crate::raw_export::{RawExport, ResizeError};
@@ -73,6 +75,37 @@ pub enum ChangeError {
     /// The image can't have that size.
     #[error("{}", crate::group::with_sources(.0))]
     Resize(#[source] ResizeError),
+    /// There is no such group.
+    #[error("there is no group '{name}'; this gateway has: {names}")]
+    UnknownGroup {
+        /// The name asked for.
+        name: String,
+        /// Those there are.
+        names: String,
+    },
+    /// Its past is not kept.
+    #[error("group '{group}' keeps no history; add [group.history] to its configuration")]
+    NoHistory {
+        /// The group.
+        group: String,
+    },
+    /// Somebody uses the group.
+    #[error("group '{group}' can't be set back: {why}; or use --force, which sends them away")]
+    InUse {
+        /// The group.
+        group: String,
+        /// Who, and what to do.
+        why: String,
+    },
+    /// That point in time can't be had.
+    #[error(transparent)]
+    Past(Refusal),
+    /// The history refused or failed.
+    #[error("{}", crate::group::with_sources(.0))]
+    History(#[from] HistoryError),
+    /// The group could not be opened.
+    #[error("{}", crate::group::with_sources(.0))]
+    Open(#[source] OpenError),
     /// The gateway stops.
     #[error("the gateway is stopping")]
     Stopping,
@@ -83,6 +116,12 @@ impl ChangeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown { .. } => ErrorKind::UnknownExport,
+            Self::UnknownGroup { .. } => ErrorKind::UnknownGroup,
+            Self::NoHistory { .. } | Self::InUse { .. } | Self::Past(_) => ErrorKind::Refused,
+            Self::History(HistoryError::BadPin { .. }) => ErrorKind::BadRequest,
+            Self::History(HistoryError::Io { .. } | HistoryError::Damaged { .. })
+            | Self::Open(_) => ErrorKind::Io,
+            Self::History(_) => ErrorKind::Refused,
             Self::OfGroup { .. } | Self::Exists { .. } | Self::Attached { .. } => {
                 ErrorKind::Refused
             }

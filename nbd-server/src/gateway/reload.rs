@@ -349,7 +349,7 @@ fn names_of_groups(groups: &[GroupConfig]) -> BTreeSet<&str> {
 }
 
 /// Who uses the group, and what to do.
-fn in_use(group: &Group) -> Option<String> {
+pub(super) fn in_use(group: &Group) -> Option<String> {
     let status = group.status();
     if let Some(owner) = status.owner {
         return Some(format!("the source '{owner}' owns it; end its VM first"));

@@ -310,7 +310,7 @@ impl Group {
                 .disks
                 .iter()
                 .position(|other| other.name == disk)?;
-            let past = self.attach_past(number, point);
+            let past = self.attach_past(number, point, cutter);
             return Some(past.map(|export| Arc::new(export) as Arc<dyn Export>));
         }
         let attached = self.attach(disk, instance, cutter)?;
@@ -339,17 +339,13 @@ impl Group {
             Admission::Source => Rights::of(generation, true),
             Admission::Parked => Rights::parked(),
         });
-        let number = core.next_entry;
-        core.next_entry += 1;
-        let instance_name = instance.map(str::to_owned);
-        core.entries.insert(
-            number,
-            Entry {
-                instance: instance_name,
-                rights: Arc::clone(&rights),
-                cutter,
-            },
-        );
+        let entry = Entry {
+            instance: instance.map(str::to_owned),
+            rights: Arc::clone(&rights),
+            cutter,
+            past: false,
+        };
+        let number = self.shared.enter(&mut core, entry);
         drop(core);
         let info = self.info(disk, instance, admission);
         Some(Ok(DiskExport::new(
@@ -382,6 +378,16 @@ impl Group {
             reconnects: true,
             ..ExportInfo::full(disk.image.size())
         }
+    }
+
+    /// Sends all clients away, whatever they do, for a group that is about to be closed: the source and the standby as well.
+    pub fn send_away(&self) {
+        self.shared.send_away();
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.shared.core().entries.len()
     }
 
     /// Ends all waiting requests: the gateway is about to stop.

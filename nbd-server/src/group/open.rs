@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use epoch_log::history::{Anchor, History, HistoryError, Options};
 use epoch_log::storage::Storage;
-use epoch_log::{DiskIdentity, EpochLog, LogError, LogOptions, Mode};
+use epoch_log::{DiskIdentity, Epoch, EpochLog, LogError, LogOptions, Mode};
 use serde::{Deserialize, Serialize};
 
 use super::applier::Applier;
@@ -17,7 +17,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
-use super::history::{self, GroupHistory, HistoryConfig, Keeper, now_ms};
+use super::history::{self, GroupHistory, HistoryConfig, Keeper, RewindError, Rewound, now_ms};
 use super::image::{Image, ImageError};
 use super::resume;
 use super::shared::{Core, Shared};
@@ -98,6 +98,37 @@ fn default_interval() -> u64 {
 }
 
 impl GroupConfig {
+    /// Sets the group back to epoch `to` of its history. Nobody may have it open. Interrupted, it goes on when the group is opened.
+    ///
+    /// # Errors
+    /// [`OpenError`]: with [`OpenError::History`] nothing has changed.
+    pub fn rewind(&self, to: Epoch) -> Result<Rewound, OpenError> {
+        check(self)?;
+        let images = open_images(self)?;
+        let place = LogPlace {
+            storage: epoch_log::storage::directory(&self.log),
+            options: log_options(self),
+        };
+        let (mut log, _, history) = recover(self, &images, place, &mut |_| {})?;
+        let history = history.ok_or_else(|| OpenError::Config {
+            group: self.name.clone(),
+            what: "it keeps no history; add [group.history] to its configuration".to_owned(),
+        })?;
+        let marked = history.past.begin_rewind(to);
+        marked.map_err(|source| history_error(self, source))?;
+        let rewound = go_on_rewinding(self, &images, &mut log, &history)?;
+        let rewound = rewound.ok_or_else(|| OpenError::Start {
+            group: self.name.clone(),
+            what: "the mark of the rewind is gone".to_owned(),
+        })?;
+        let closed = log.close_clean();
+        closed.map_err(|source| OpenError::Log {
+            group: self.name.clone(),
+            source,
+        })?;
+        Ok(rewound)
+    }
+
     /// A group with defaults for all that is not given, whose held epochs go with the process.
     pub fn new(name: impl Into<String>, log: impl Into<PathBuf>, disks: Vec<DiskConfig>) -> Self {
         Self {
@@ -185,6 +216,19 @@ pub enum OpenError {
         /// Why.
         #[source]
         source: HistoryError,
+    },
+    /// The images could not be set back to an earlier point.
+    #[error(
+        "group '{group}' is on its way back to epoch {to}, and can't get there; mend what is wrong and start again"
+    )]
+    Rewind {
+        /// The group.
+        group: String,
+        /// The epoch.
+        to: Epoch,
+        /// Why.
+        #[source]
+        source: RewindError,
     },
     /// There is a history, and nobody says that it is to be kept on.
     #[error(
@@ -494,16 +538,53 @@ fn recover(
             history.past.applied(*last);
         }
     }
+    if let Some(history) = &history {
+        go_on_rewinding(config, images, &mut log, history)?;
+    }
     let state = log.state();
     tracing::info!(group = config.name, state = %Said(state), clean = recovered.clean, "the epoch log is open");
     Ok((log, recovered.clean, history))
+}
+
+/// Sets the images back where that was begun: see [`history::carry_out`].
+fn go_on_rewinding(
+    config: &GroupConfig,
+    images: &[Image],
+    log: &mut EpochLog,
+    history: &GroupHistory,
+) -> Result<Option<Rewound>, OpenError> {
+    let rewinding = history
+        .past
+        .rewinding()
+        .map_err(|source| history_error(config, source))?;
+    let Some(to) = rewinding else {
+        return Ok(None);
+    };
+    let alone = match config.mode {
+        GroupMode::Async => Mode::Async { holder: None },
+        GroupMode::Sync => Mode::Sync,
+    };
+    let rewound = history::carry_out(history, images, log, to, alone);
+    let rewound = rewound.map_err(|source| OpenError::Rewind {
+        group: config.name.clone(),
+        to,
+        source,
+    })?;
+    tracing::info!(
+        group = config.name,
+        to = to.0,
+        epoch = rewound.epoch.0,
+        bytes = rewound.bytes,
+        "the group is set back"
+    );
+    Ok(Some(rewound))
 }
 
 fn apply_epoch(
     config: &GroupConfig,
     images: &[Image],
     log: &EpochLog,
-    epoch: epoch_log::Epoch,
+    epoch: Epoch,
 ) -> Result<(), OpenError> {
     log.replay_epoch(epoch, |extent| match images.get(usize::from(extent.disk)) {
         Some(image) => image.apply(&extent).map_err(ReplayError),

@@ -107,12 +107,15 @@ pub struct Entry {
     pub rights: Arc<Rights>,
     /// Ends it.
     pub cutter: Cutter,
+    /// It reads the past: whoever owns the group is nothing to it.
+    pub past: bool,
 }
 
 impl Entry {
     /// What kind of attachment it is now.
     pub fn kind(&self) -> AttachmentKind {
         match &self.instance {
+            Some(_) if self.past => AttachmentKind::Past,
             None => AttachmentKind::Plain,
             Some(_) if self.rights.is_parked() => AttachmentKind::Parked,
             Some(_) => AttachmentKind::Source,
@@ -329,6 +332,9 @@ impl Shared {
             state.generation = generation;
         }
         core.entries.retain(|_, entry| {
+            if entry.past {
+                return true;
+            }
             if !entry.rights.is_parked() {
                 entry.cutter.cut();
                 return false;
@@ -342,6 +348,28 @@ impl Shared {
         self.bell.ring();
         // Nobody listening is fine.
         let _ = self.events.send(Event::Fenced { generation, owner });
+    }
+
+    /// Cuts all connections, whatever they are; nobody must be able to come.
+    pub fn send_away(&self) {
+        let core = self.core();
+        for entry in core.entries.values() {
+            entry.cutter.cut();
+        }
+        let generation = core.barriers.generation().next();
+        // Whoever follows the events has lost the group.
+        let _ = self.events.send(Event::Fenced {
+            generation,
+            owner: None,
+        });
+    }
+
+    /// Enters a connection; returns its number.
+    pub fn enter(&self, core: &mut Core, entry: Entry) -> u64 {
+        let number = core.next_entry;
+        core.next_entry += 1;
+        core.entries.insert(number, entry);
+        number
     }
 
     /// Sends a job to the committer. When that has stopped, nobody waits for the job.

@@ -46,6 +46,7 @@ impl Group {
             sealed: barriers.sealed().0.saturating_sub(barriers.committed().0),
             backlog: barriers.committed().0.saturating_sub(barriers.applied().0),
             attachments: attachments.into_values().collect(),
+            history: self.history().map(|history| history.past.status()),
             last_error: self.shared.last_error(),
             disks: self.shared.disks.iter().map(|disk| disk.status()).collect(),
         }

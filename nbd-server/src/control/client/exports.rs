@@ -46,7 +46,7 @@ impl Client {
 }
 
 /// A name as one segment of a path: whatever is typed reaches the gateway, which then says what is wrong with it.
-fn segment(name: &str) -> String {
+pub(super) fn segment(name: &str) -> String {
     let mut segment = String::with_capacity(name.len());
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {

@@ -8,10 +8,10 @@ use epoch_log::history::{HistoryError, View};
 
 use super::export::{self, HistoricExport};
 use super::{GroupHistory, Point};
-use crate::export::ExportInfo;
-use crate::group::disk::Disk;
+use crate::export::{Cutter, ExportInfo};
+use crate::group::disk::{Disk, Rights};
 use crate::group::error::with_sources;
-use crate::group::shared::Order;
+use crate::group::shared::{Entry, Order};
 use crate::group::{Group, Refusal};
 
 /// How long a client waits for an epoch that is committed and on its way to the images.
@@ -83,16 +83,19 @@ impl Group {
         &self,
         number: usize,
         point: &str,
+        cutter: Cutter,
     ) -> Result<HistoricExport, Refusal> {
         let view = self.view(&parse(point)?)?;
         let disk = self.shared.disks.get(number);
         let disk = disk.ok_or_else(|| Refusal::Past("there is no such disk".to_owned()))?;
-        Ok(HistoricExport::new(
-            view,
-            self.name(),
-            number,
-            &Arc::clone(disk),
-        ))
+        let entry = Entry {
+            instance: Some(point.to_owned()),
+            rights: Arc::new(Rights::parked()),
+            cutter,
+            past: true,
+        };
+        let entry = self.shared.enter(&mut self.shared.core(), entry);
+        Ok(HistoricExport::new(&self.shared, entry, view, number, disk))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::export::{BlockExtent, Export, ExportInfo, IoError};
 use crate::group::disk::Disk;
 use crate::group::error::with_sources;
 use crate::group::overlay::Span;
+use crate::group::shared::Shared;
 
 /// Looked at at once by one BLOCK_STATUS, in bytes.
 const STEP: u64 = 256 << 20;
@@ -17,6 +18,8 @@ const STEP: u64 = 256 << 20;
 /// One attachment to a disk of the past.
 #[derive(Debug)]
 pub struct HistoricExport {
+    shared: Arc<Shared>,
+    entry: u64,
     view: View,
     number: u16,
     disk: Arc<Disk>,
@@ -24,14 +27,21 @@ pub struct HistoricExport {
 }
 
 impl HistoricExport {
-    /// Disk number `number` of the group `group`, as `view` has it.
-    pub fn new(view: View, group: &str, number: usize, disk: &Arc<Disk>) -> Self {
-        let info = info(disk, group, &view);
+    /// Disk number `number` of the group, which it has, as `view` shows it, for the connection `entry`.
+    pub(in crate::group) fn new(
+        shared: &Arc<Shared>,
+        entry: u64,
+        view: View,
+        number: usize,
+        disk: &Arc<Disk>,
+    ) -> Self {
         Self {
-            view,
+            shared: Arc::clone(shared),
+            entry,
             number: u16::try_from(number).unwrap_or(u16::MAX),
             disk: Arc::clone(disk),
-            info,
+            info: info(disk, &shared.name, &view),
+            view,
         }
     }
 
@@ -91,6 +101,12 @@ pub fn info(disk: &Disk, group: &str, view: &View) -> ExportInfo {
             rfc3339(point.time_ms)
         ),
         ..ExportInfo::full(disk.image.size())
+    }
+}
+
+impl Drop for HistoricExport {
+    fn drop(&mut self) {
+        self.shared.core().entries.remove(&self.entry);
     }
 }
 

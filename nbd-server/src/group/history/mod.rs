@@ -7,6 +7,7 @@ mod config;
 mod export;
 mod keeper;
 mod point;
+mod rewind;
 
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use config::{HistoryConfig, Size, Span as TimeSpan, Thin};
 pub use export::HistoricExport;
 pub use keeper::Keeper;
 pub use point::{Point, PointError, rfc3339};
+pub use rewind::{RewindError, Rewound, carry_out};
 
 /// Directory of the history, beside the segments of the log.
 pub const DIRECTORY: &str = "history";
