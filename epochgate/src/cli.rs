@@ -1,6 +1,7 @@
 //! The command line: names, arguments and help texts. What they do is in `commands/`.
 
 pub(crate) mod bench;
+pub(crate) mod bench_history;
 pub(crate) mod checkpoint;
 pub(crate) mod database;
 pub(crate) mod history;
@@ -416,6 +417,8 @@ pub(crate) enum BenchCommand {
     Nbd(bench::NbdArgs),
     /// Time COMMIT 2 of a large epoch against fio writing the same bytes.
     Commit(bench::CommitArgs),
+    /// What the length of a history costs at the head, and how long it takes to open a point of it.
+    History(bench_history::HistoryArgs),
     /// Write faster than the storage takes it, and hold the gateway to its memory budget.
     Memory(bench::MemoryArgs),
 }

@@ -118,7 +118,9 @@ fn explain(error: GatewayError, config: &GatewayConfig) -> anyhow::Error {
         | GatewayError::Tls(_)
         | GatewayError::Rate(_) => true,
         GatewayError::Metrics(_) => true,
-        GatewayError::Group(OpenError::Config { .. } | OpenError::Image { .. }) => true,
+        GatewayError::Group(
+            OpenError::Config { .. } | OpenError::Image { .. } | OpenError::HistoryLeft { .. },
+        ) => true,
         GatewayError::Group(OpenError::Log { source, .. }) => is_the_users(source),
         GatewayError::Group(_) | GatewayError::Control(_) => false,
     };

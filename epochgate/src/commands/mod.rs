@@ -5,6 +5,7 @@ mod bench_commit;
 mod bench_database;
 mod bench_failover;
 mod bench_faults;
+mod bench_history;
 mod bench_memory;
 mod bench_nbd;
 mod bench_overhead;
@@ -54,6 +55,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Nbd(args)) => bench_nbd::run(&args),
         Command::Bench(BenchCommand::Commit(args)) => bench_commit::run(&args),
         Command::Bench(BenchCommand::Overhead(args)) => bench_overhead::run(&args),
+        Command::Bench(BenchCommand::History(args)) => bench_history::run(&args),
         Command::Bench(BenchCommand::Memory(args)) => bench_memory::run(&args),
     }
 }

@@ -40,6 +40,7 @@ impl Catalog {
     ) -> Result<Points, ChangeError> {
         let group = self.group_named(group)?;
         let past = &history_of(&group)?.past;
+        group.settle();
         let status = past.status();
         let since = match since {
             None => status.oldest,

@@ -53,6 +53,12 @@ impl Group {
         view.map_err(|error: HistoryError| Refusal::Past(with_sources(&error)))
     }
 
+    /// Waits until the images, and so the history, have what is committed now.
+    pub fn settle(&self) {
+        let committed = self.shared.core().barriers.committed();
+        self.wait_for(committed);
+    }
+
     /// Waits until the images have an epoch that is committed.
     fn wait_for(&self, epoch: Epoch) {
         let begun = Instant::now();

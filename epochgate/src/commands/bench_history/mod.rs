@@ -1,0 +1,242 @@
+//! `epochgate bench history`: whether the head of a disk pays for its past. Three gateways take turns under the same load: one without a
+//! history, one whose history has just begun, and one that keeps a million epochs.
+
+mod report;
+mod seed;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nbd_server::GatewayConfig;
+use nbd_server::group::history::{HistoryConfig, Size, TimeSpan};
+use nbd_server::group::{DiskConfig, GroupConfig, GroupMode};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::Serialize;
+
+use crate::bench::gateway::Gateway;
+use crate::bench::image::{make_image, scratch, warm};
+use crate::bench::interrupt;
+use crate::bench::machine::Machine;
+use crate::bench::output::output;
+use crate::bench::proc;
+use crate::cli::bench_history::HistoryArgs;
+use crate::load::{self, Content, Load, Stop};
+
+const GROUP: &str = "vm";
+const DISK: &str = "disk";
+/// Requests in flight.
+const DEPTH: usize = 32;
+
+/// How much past a server has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Past {
+    /// It keeps none.
+    None,
+    /// It has just begun to.
+    Empty,
+    /// It keeps all that there is to keep.
+    Long,
+}
+
+impl Past {
+    const ALL: [Self; 3] = [Self::None, Self::Empty, Self::Long];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "no history",
+            Self::Empty => "history, nothing kept yet",
+            Self::Long => "history, all epochs kept",
+        }
+    }
+}
+
+/// One server and what was measured of it.
+struct Side {
+    past: Past,
+    gateway: Gateway,
+    image: PathBuf,
+    content: Content,
+    /// Requests a second, by round.
+    reads: Vec<f64>,
+    writes: Vec<f64>,
+    /// Until it served, in seconds.
+    started: f64,
+    /// Resident memory before the first load, in bytes.
+    rss: u64,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Figures {
+    epochs: u64,
+    sides: Vec<SideFigures>,
+    /// From the connection to the first 4 KiB read at a random epoch, in milliseconds: median and longest.
+    open_ms: (f64, f64),
+    opened: u32,
+    history_bytes: u64,
+    history_runs: u64,
+    seeding_s: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct SideFigures {
+    past: Past,
+    reads: Vec<f64>,
+    writes: Vec<f64>,
+    started_s: f64,
+    rss: u64,
+}
+
+pub(crate) fn run(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
+    interrupt::watch()?;
+    let dir = scratch(Some(&args.dir))?;
+    let figures = measure(args, dir.path())?;
+    let machine = Machine::here(dir.path());
+    let json = serde_json::json!({ "machine": machine, "figures": figures });
+    output(
+        &args.output,
+        &json,
+        &report::markdown(&figures, &machine),
+        &report::text(&figures),
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(args: &HistoryArgs, dir: &Path) -> anyhow::Result<Figures> {
+    let mut seeding = Duration::ZERO;
+    let mut sides = Vec::new();
+    for past in Past::ALL {
+        let dir = dir.join(format!("{past:?}"));
+        std::fs::create_dir(&dir)?;
+        let image = dir.join("disk.img");
+        make_image(&image, args.size)?;
+        let group = group(past, &dir, &image);
+        if past == Past::Long {
+            let begun = Instant::now();
+            seed::seed(&group, DISK, args.epochs, args.size)?;
+            seeding = begun.elapsed();
+        }
+        let config = GatewayConfig {
+            groups: vec![group],
+            ..GatewayConfig::default()
+        };
+        let begun = Instant::now();
+        let gateway = Gateway::start(config, &dir)?;
+        sides.push(Side {
+            past,
+            started: begun.elapsed().as_secs_f64(),
+            rss: proc::memory(gateway.pid(), "VmRSS")?,
+            gateway,
+            image,
+            content: Content::new(args.size),
+            reads: Vec::new(),
+            writes: Vec::new(),
+        });
+    }
+    let open = open_times(args, &sides)?;
+    for round in 0..args.repeats {
+        // Whoever comes first in one round comes last in the next.
+        let turn = usize::try_from(round)? % sides.len();
+        sides.rotate_left(turn.min(1));
+        for side in &mut sides {
+            side.load(args, round)?;
+        }
+    }
+    sides.sort_by_key(|side| side.past as u8);
+    let long = sides.iter().find(|side| side.past == Past::Long);
+    let status = match long {
+        Some(side) => side.gateway.group(GROUP)?.history,
+        None => None,
+    };
+    Ok(Figures {
+        epochs: args.epochs,
+        open_ms: open,
+        opened: args.views,
+        history_bytes: status.as_ref().map_or(0, |status| status.bytes),
+        history_runs: status.as_ref().map_or(0, |status| status.runs),
+        seeding_s: seeding.as_secs_f64(),
+        sides: sides
+            .into_iter()
+            .map(|side| SideFigures {
+                past: side.past,
+                reads: side.reads,
+                writes: side.writes,
+                started_s: side.started,
+                rss: side.rss,
+            })
+            .collect(),
+    })
+}
+
+fn group(past: Past, dir: &Path, image: &Path) -> GroupConfig {
+    let disk = DiskConfig {
+        name: DISK.to_owned(),
+        image: image.to_owned(),
+        read_only: false,
+        export: None,
+    };
+    let everything = HistoryConfig {
+        age: TimeSpan(u64::from(u32::MAX)),
+        size: Size(1 << 44),
+        min_free: Size(0),
+        thin: Vec::new(),
+    };
+    GroupConfig {
+        mode: GroupMode::Async,
+        history: (past != Past::None).then_some(everything),
+        ..GroupConfig::new(GROUP, dir.join("log"), vec![disk])
+    }
+}
+
+impl Side {
+    fn load(&mut self, args: &HistoryArgs, round: u32) -> anyhow::Result<()> {
+        interrupt::check()?;
+        let target = self.gateway.target(&format!("{GROUP}/{DISK}"));
+        warm(&self.image)?;
+        for (percent, rates) in [(100, &mut self.reads), (0, &mut self.writes)] {
+            let load = Load {
+                depth: DEPTH,
+                read_percent: percent,
+                stop: Stop::After(Duration::from_secs(args.seconds)),
+                seed: u64::from(round) + 1,
+                ..Load::new(args.size)
+            };
+            let outcome = load::run(&target, &load, &mut self.content)?;
+            #[allow(clippy::cast_precision_loss, reason = "shown with a few digits")]
+            rates.push(outcome.requests as f64 / outcome.elapsed.as_secs_f64());
+        }
+        // The next one is not to pay for what this one has left.
+        self.gateway.applied(GROUP)
+    }
+}
+
+/// How long it takes from the connection to the first answer at random epochs of the long history.
+fn open_times(args: &HistoryArgs, sides: &[Side]) -> anyhow::Result<(f64, f64)> {
+    let Some(side) = sides.iter().find(|side| side.past == Past::Long) else {
+        return Ok((0.0, 0.0));
+    };
+    let mut random = StdRng::seed_from_u64(1);
+    let mut times = Vec::new();
+    for view in 0..args.views {
+        interrupt::check()?;
+        let epoch = random.random_range(0..args.epochs);
+        let target = side
+            .gateway
+            .target(&format!("{GROUP}/{DISK}@epoch={epoch}"));
+        let load = Load {
+            depth: 1,
+            stop: Stop::Requests(1),
+            seed: u64::from(view) + 1,
+            ..Load::new(args.size)
+        };
+        let begun = Instant::now();
+        load::run(&target, &load, &mut Content::new(args.size))?;
+        times.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2).copied().unwrap_or(0.0);
+    Ok((median, times.last().copied().unwrap_or(0.0)))
+}
