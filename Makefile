@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-db test check guest guest-db setup qemu10 bench build clean-runtime faults fuzz model simulate
+.PHONY: help demo demo-db test check guest guest-db setup qemu10 bench build clean-runtime faults fuzz model simulate soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -46,6 +46,9 @@ model: setup ## explore the commit protocol, the table of docs/testing.md (ARGS=
 
 simulate: setup ## run the deterministic simulator (SEEDS=1000, ARGS="--start 5000")
 	@cargo run --quiet --release --package simulator -- --seeds $(or $(SEEDS),1000) $(ARGS)
+
+soak: setup ## random histories, so many epochs (EPOCHS=1000000): every one that is kept reads as it was
+	@HISTORY_EPOCHS=$(or $(EPOCHS),1000000) cargo test --quiet --release --package epoch-log --test history_soak -- --nocapture
 
 build: setup ## the command epochgate, as it is meant to be run
 	@cargo build --release --package epochgate
