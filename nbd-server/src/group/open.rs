@@ -16,6 +16,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
+use super::history::HistoryConfig;
 use super::image::{Image, ImageError};
 use super::resume;
 use super::shared::{Core, Shared};
@@ -69,9 +70,12 @@ pub struct GroupConfig {
     /// Directory for the memory of held epochs, which outlives this process but not the machine: a tmpfs. Empty: they go with the process.
     #[serde(default = "default_epoch_memory")]
     pub epoch_memory: PathBuf,
-    /// How often it commits by itself when no source owns it, in milliseconds.
+    /// How often it commits by itself where it does, in milliseconds.
     #[serde(default = "default_interval")]
     pub epoch_interval_ms: u64,
+    /// What it keeps of its past. None: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryConfig>,
     /// Its disks.
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -102,6 +106,7 @@ impl GroupConfig {
             memory_budget_mib: default_budget(),
             epoch_memory: PathBuf::new(),
             epoch_interval_ms: default_interval(),
+            history: None,
             disks,
         }
     }

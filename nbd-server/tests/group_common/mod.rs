@@ -47,6 +47,7 @@ impl Site {
             memory_budget_mib: 64,
             epoch_memory: PathBuf::new(),
             epoch_interval_ms: 20,
+            history: None,
             disks,
         };
         Self { dir, config }
