@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use epoch_log::{LogState, Mode};
 use nbd_server::group::Refusal;
 use nbd_server::group::barriers::{
-    Barriers, Effect, Gate, Input, LogOp, LogOutcome, Phase, SealNumber,
+    Barriers, Effect, Ending, Gate, Holds, Input, LogOp, LogOutcome, Phase, SealNumber,
 };
 use nbd_server::{Epoch, Generation};
 
@@ -479,7 +479,7 @@ impl Default for Gateway {
 impl Running {
     pub(crate) fn recovered(log: &LogState) -> Self {
         Self {
-            barriers: Barriers::recover(log, false, false),
+            barriers: Barriers::recover(log, Ending::Died, Holds::Protected),
             open: None,
             sealed: Vec::new(),
             draining: BTreeSet::new(),

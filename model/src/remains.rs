@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use epoch_log::Mode;
 use nbd_server::Epoch;
-use nbd_server::group::barriers::{Barriers, Left};
+use nbd_server::group::barriers::{Barriers, Holds, Left};
 
 use crate::gateway::{Gateway, Judge, Running};
 use crate::history::History;
@@ -26,6 +26,7 @@ impl Gateway {
             left: Left {
                 generation: running.barriers.generation(),
                 sealed: running.barriers.sealed(),
+                held: running.open.is_some(),
                 parked: running.barriers.parked().map(str::to_owned).collect(),
             },
             open: running.open,
@@ -41,6 +42,7 @@ impl Gateway {
                 left: Left {
                     generation: self.log.generation,
                     sealed: self.log.committed,
+                    held: false,
                     parked: Vec::new(),
                 },
                 open: None,
@@ -50,7 +52,7 @@ impl Gateway {
         let Some(remains) = remains else {
             return Running::recovered(&self.log);
         };
-        let Some(barriers) = Barriers::resume(&self.log, false, &remains.left) else {
+        let Some(barriers) = Barriers::resume(&self.log, Holds::Protected, &remains.left) else {
             // Nobody may be fenced just because a process was started again.
             let same = remains.left.generation == self.log.generation;
             if same

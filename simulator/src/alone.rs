@@ -70,7 +70,13 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
     } else {
         GroupMode::Sync
     };
-    let host = StorageHost::new(&mut random, mode, options.planted);
+    let host = StorageHost::new(&mut random, seed, mode, options);
+    // Without a source a group that keeps history is like one in async mode.
+    let mode = if options.history {
+        GroupMode::Async
+    } else {
+        mode
+    };
     let mut alone = Alone {
         random,
         trace,
@@ -176,7 +182,8 @@ impl Alone<'_> {
             GroupMode::Async => self.find_prefix(&found)?,
             GroupMode::Sync => self.find_each(&found)?,
         }
-        if self.mode == GroupMode::Async || self.power_lost {
+        // What a process left in memory is there, and no more durable than before.
+        if self.power_lost || self.mode == GroupMode::Async && !self.host.keeps_memory() {
             self.dropped += self.history.len() as u64;
             self.history.clear();
             self.newest.clone_from(&self.floor);
@@ -212,12 +219,21 @@ impl Alone<'_> {
         match best {
             Some((kept, table)) => {
                 let of = self.history.len();
+                // The last write may have failed.
+                if self.host.keeps_memory() && !self.power_lost && kept + 1 < of {
+                    return violation!("only {kept} of {of} writes outlived the gateway's process");
+                }
                 self.trace.note(
                     self.now,
                     format_args!("recovered {kept} of {of} writes after the last flush"),
                 );
                 self.trace.reach("recovery");
-                self.floor = table;
+                if self.host.keeps_memory() && !self.power_lost {
+                    self.history.truncate(kept);
+                    self.newest = table;
+                } else {
+                    self.floor = table;
+                }
                 Ok(())
             }
             None => violation!(
@@ -452,7 +468,7 @@ impl Alone<'_> {
         self.gateway = None;
         self.power_lost = power;
         if power {
-            self.host.disk.power_loss();
+            self.host.power_loss();
         } else {
             self.host.disk.process_ends();
         }

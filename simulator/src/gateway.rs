@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use epoch_log::LogOptions;
 use nbd_server::group::stepped::Stepped;
-use nbd_server::group::{DiskConfig, GroupConfig, GroupMode, Image, Next, OpenError};
-use rand::Rng;
+use nbd_server::group::{
+    DiskConfig, GroupConfig, GroupMode, HistoryConfig, Image, Next, OpenError,
+};
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
 
+use crate::Options;
 use crate::blocks::{DISKS, PLACES, Stamp, UNIT, UNITS, position, stamps};
-use crate::planted::Planted;
 use crate::storage::{SimDisk, SimFile};
 
 /// Virtual time, in microseconds since the start.
@@ -33,13 +36,15 @@ pub struct StorageHost {
     pub disk: SimDisk,
     images: Vec<Arc<SimFile>>,
     config: GroupConfig,
+    /// What outlives the gateway's process, and not the power.
+    memory: Option<TempDir>,
     options: LogOptions,
 }
 
 impl StorageHost {
     /// A host with an empty group.
-    pub fn new(random: &mut StdRng, mode: GroupMode, planted: Option<Planted>) -> Self {
-        let disk = SimDisk::new(random.random(), planted);
+    pub fn new(random: &mut StdRng, seed: u64, mode: GroupMode, options: &Options) -> Self {
+        let disk = SimDisk::new(random.random(), options.planted);
         let images = (0..DISKS).map(|_| disk.image(UNITS * UNIT)).collect();
         let disks = (0..DISKS).map(|number| DiskConfig {
             name: format!("disk{number}"),
@@ -51,6 +56,19 @@ impl StorageHost {
         config.mode = mode;
         config.memory_budget_mib = 1;
         config.epoch_interval_ms = random.random_range(2..60);
+        let mut memory = None;
+        if options.history {
+            config.history = Some(HistoryConfig::default());
+            // Of a stream of its own: a seed without history stays the same.
+            if StdRng::seed_from_u64(!seed).random_ratio(3, 4) {
+                let dir = TempDir::with_prefix_in("epochgate-sim-", "/dev/shm");
+                config.epoch_memory = dir
+                    .as_ref()
+                    .map(|dir| dir.path().to_owned())
+                    .unwrap_or_default();
+                memory = dir.ok();
+            }
+        }
         let options = LogOptions {
             segment_bytes: random.random_range(16..80) << 10,
             spare_segments: random.random_range(0..3),
@@ -59,7 +77,30 @@ impl StorageHost {
             disk,
             images,
             config,
+            memory,
             options,
+        }
+    }
+
+    /// Whether the group holds writes in sync mode.
+    pub fn keeps_history(&self) -> bool {
+        self.config.keeps_history()
+    }
+
+    /// Whether a gateway that is killed leaves to the next one what it held.
+    pub fn keeps_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// The power goes: with it what is not synced, and all memory.
+    pub fn power_loss(&self) {
+        self.disk.power_loss();
+        let files = self
+            .memory
+            .iter()
+            .filter_map(|dir| dir.path().read_dir().ok());
+        for file in files.flatten().flatten() {
+            std::fs::remove_file(file.path()).unwrap();
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) use violation;
 pub struct Options {
     /// A mistake that is made.
     pub planted: Option<Planted>,
+    /// The group keeps history: it holds writes in sync mode, too.
+    pub history: bool,
     /// Print what happens.
     pub verbose: bool,
 }

@@ -27,6 +27,9 @@ struct Arguments {
     /// Make this mistake.
     #[arg(long, value_enum)]
     planted: Option<Planted>,
+    /// The group keeps history.
+    #[arg(long)]
+    history: bool,
     /// Do not stop at the first violation.
     #[arg(long)]
     keep_going: bool,
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let options = Options {
         planted: arguments.planted,
+        history: arguments.history,
         verbose: arguments.verbose,
     };
     let (start, count) = match arguments.seed {
@@ -63,9 +67,10 @@ fn main() -> ExitCode {
                 let name = value.map_or(String::new(), |value| value.get_name().to_owned());
                 format!(" --planted {name}")
             });
+            let history = if arguments.history { " --history" } else { "" };
             println!("seed {seed}: {}", violation.0);
             println!(
-                "replay: cargo run -p simulator --release -- --seed {seed} --verbose{planted}"
+                "replay: cargo run -p simulator --release -- --seed {seed} --verbose{planted}{history}"
             );
             violations.push(seed);
             if !arguments.keep_going {

@@ -9,7 +9,7 @@ use simulator::{Options, run};
 fn first_violation(start: u64, count: u64, planted: Option<Planted>) -> Option<(u64, String)> {
     let options = Options {
         planted,
-        verbose: false,
+        ..Options::default()
     };
     (start..start + count).find_map(|seed| {
         let violation = run(seed, &options).violation?;
@@ -59,6 +59,38 @@ fn the_seeds_reach_what_they_are_for() {
         "capture failed",
         "source suspected",
         "standby suspected",
+    ] {
+        assert!(reached.contains_key(what), "never reached: {what}");
+    }
+}
+
+/// Seeds of a group that keeps history: the same faults, and sync mode holds writes.
+#[test]
+fn some_hundred_seeds_with_history_are_clean() {
+    let options = Options {
+        history: true,
+        ..Options::default()
+    };
+    let mut reached = std::collections::BTreeMap::new();
+    for seed in 0..400 {
+        let outcome = run(seed, &options);
+        if let Some(violation) = outcome.violation {
+            panic!(
+                "seed {seed}: {}\nreplay: cargo run -p simulator --release -- --seed {seed} --verbose --history",
+                violation.0
+            );
+        }
+        for (what, count) in outcome.trace.reached {
+            *reached.entry(what).or_insert(0) += count;
+        }
+    }
+    for what in [
+        "flush committed",
+        "first seal with writes held",
+        "restart with what was not flushed",
+        "fenced for what it had not flushed",
+        "takeover",
+        "protected",
     ] {
         assert!(reached.contains_key(what), "never reached: {what}");
     }

@@ -237,7 +237,7 @@ async fn seal(
     let group = gate.group(&group)?;
     // The guest is paused: no detour over another thread, unless it has to wait anyway.
     let sealed = match group.try_seal(generation, number) {
-        Err(GroupError::Refused(Refusal::Busy)) => {
+        Err(GroupError::Refused(Refusal::Busy | Refusal::Unsettled)) => {
             let group = Arc::clone(&group);
             tokio::task::spawn_blocking(move || group.seal_as(generation, number))
                 .await

@@ -3,21 +3,24 @@
 //! After a seal it appends the epoch's data in the background, in steps, so that a commit that comes meanwhile doesn't
 //! wait for a long append of a later epoch. COMMIT 2 is then a flush of the data and the commit record.
 
+mod self_commit;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use epoch_log::{Epoch, EpochLog, LogError};
+use epoch_log::{Epoch, EpochLog};
 use tokio::sync::oneshot;
 
 use super::appender::Appender;
-use super::barriers::{Gate, Input, LogOp, LogOutcome, Phase};
+use super::barriers::{Gate, Holds, Input, LogOp, LogOutcome, Phase};
 use super::error::{GroupError, Part, with_sources};
 use super::shared::{Answer, Job, Order, Reply, Shared};
 use super::stepping::Next;
 use crate::export::IoError;
 use crate::failpoint;
+use self_commit::is_full;
 
 /// Pause before something that failed for lack of space is tried again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -57,7 +60,7 @@ enum End {
 }
 
 impl Committer {
-    /// A committer that owns `log`. `interval`: how often a group without a source commits by itself.
+    /// A committer that owns `log`. `interval`: how often a group commits by itself, if it does.
     pub fn new(
         shared: Arc<Shared>,
         log: EpochLog,
@@ -88,6 +91,15 @@ impl Committer {
     /// # Errors
     /// What the log said.
     pub fn start(&mut self) -> Result<(), GroupError> {
+        // A group that does not start leaves what it found to the next try.
+        self.prepare().inspect_err(|_| self.shared.arena().leave())
+    }
+
+    fn prepare(&mut self) -> Result<(), GroupError> {
+        if self.shared.core().barriers.holds() == Holds::Always {
+            // From here on a commit vouches for all that the disks hold. A process without history may have written to the images.
+            self.perform(&LogOp::SyncImages)?;
+        }
         self.settle()?;
         let mut core = self.shared.core();
         let generation = core.barriers.generation();
@@ -242,9 +254,14 @@ impl Committer {
 
     fn decide(&mut self, input: Input, asked: Instant) -> Result<Answer, GroupError> {
         self.perform_outstanding()?;
-        if matches!(input, Input::AttachSource { .. }) {
+        match input {
             // What clients of a group without a source were told is written, shall be there when the VM starts.
-            self.self_commit()?;
+            Input::AttachSource { .. } => self.self_commit()?,
+            Input::SelfSeal => {
+                self.self_commit()?;
+                return Ok(self.answer());
+            }
+            _ => {}
         }
         self.step(input)?;
         self.commit_asked = asked;
@@ -368,71 +385,6 @@ impl Committer {
         self.shared.commits.committed(took, bytes);
     }
 
-    /// Seals and commits what a group without a source holds. Does nothing for one with a source.
-    fn self_commit(&mut self) -> Result<(), GroupError> {
-        self.next_self_commit = self.now + self.interval;
-        self.perform_outstanding()?;
-        {
-            let mut core = self.shared.core();
-            let mine = core.barriers.owner().is_none() && core.barriers.phase() == Phase::Held;
-            if !mine {
-                return Ok(());
-            }
-            if self.shared.disks.iter().any(|disk| !disk.open_is_empty()) {
-                self.shared.step(&mut core, Input::SelfSeal)?;
-            }
-        }
-        loop {
-            let (generation, next, sealed) = {
-                let barriers = &self.shared.core().barriers;
-                (
-                    barriers.generation(),
-                    barriers.committed().next(),
-                    barriers.sealed(),
-                )
-            };
-            if next > sealed {
-                return Ok(());
-            }
-            self.step(Input::Commit {
-                generation,
-                epoch: next,
-                standby: None,
-            })?;
-            self.commit_asked = Instant::now();
-            self.perform_outstanding()?;
-        }
-    }
-
-    /// One commit for everyone who waits for a flush. With a full log they go on waiting.
-    fn flush(&mut self) {
-        let flushers = std::mem::take(&mut self.flushers);
-        match self.self_commit() {
-            Ok(()) => {
-                for flusher in flushers {
-                    let _ = flusher.send(Ok(()));
-                }
-            }
-            Err(error) => {
-                self.flushers = flushers;
-                if is_full(&error) && self.shared.is_stopping() {
-                    // The listeners stop only when all requests are answered, and space may never come.
-                    self.fail_flushers(IoError::Shutdown);
-                } else if is_full(&error) {
-                    self.retry_later();
-                } else {
-                    self.fail_flushers(IoError::Io);
-                }
-            }
-        }
-    }
-
-    fn fail_flushers(&mut self, error: IoError) {
-        for flusher in self.flushers.drain(..) {
-            let _ = flusher.send(Err(error));
-        }
-    }
-
     fn note_applied(&mut self) -> Result<(), GroupError> {
         let Some(epoch) = self.applied else {
             return Ok(());
@@ -513,13 +465,15 @@ impl Committer {
     /// order: the next start fences the source.
     fn close(mut self) {
         let (lossless, name) = {
-            let barriers = &self.shared.core().barriers;
+            let core = self.shared.core();
+            let barriers = &core.barriers;
             let holds = matches!(
                 barriers.phase(),
                 Phase::Held | Phase::Switching | Phase::Draining { .. }
             );
-            let lossy =
-                holds && barriers.owner().is_some() || barriers.sealed() > barriers.committed();
+            let lossy = holds && barriers.owner().is_some()
+                || barriers.sealed() > barriers.committed()
+                || self.shared.holds_writes();
             (!lossy, self.shared.name.clone())
         };
         self.fail_flushers(IoError::Shutdown);
@@ -541,8 +495,4 @@ impl Committer {
         self.shared.arena().leave();
         self.fail_flushers(IoError::Shutdown);
     }
-}
-
-fn is_full(error: &GroupError) -> bool {
-    matches!(error, GroupError::Log(error) if matches!(error.as_ref(), LogError::Full { .. }))
 }

@@ -191,7 +191,9 @@ impl Export for DiskExport {
             match self.flush_now()? {
                 Flush::Done => return Ok(()),
                 Flush::Commits(done) => {
-                    return done.blocking_recv().unwrap_or(Err(IoError::Shutdown));
+                    done.blocking_recv().unwrap_or(Err(IoError::Shutdown))?;
+                    // Who has lost the group meanwhile may have lost what was to be flushed.
+                    return self.disk.flush_gate(&self.rights).map(|_| ());
                 }
                 Flush::Waits => self.wait(ticket)?,
             }

@@ -55,6 +55,7 @@ pub use disk_export::{DiskExport, Flush};
 pub use error::GroupError;
 pub(crate) use error::with_sources;
 pub use figures::Figures;
+pub use history::HistoryConfig;
 pub use image::{Image, ImageError, RawImage};
 pub use open::{
     DEFAULT_EPOCH_MEMORY, DiskConfig, GroupConfig, GroupMode, OpenError, Progress, valid_name,
@@ -131,17 +132,25 @@ impl Group {
     /// Cuts all disks: see [`Input::Seal`], with a number [`Input::SealAs`]. Waits for no disk, but in sync mode for the writes that are under
     /// way.
     ///
+    /// The first epoch has to be empty: between its seal and its commit the guest's flushes may wait for nothing. So a group that holds writes
+    /// in sync mode has to commit them before ([`Group::commit_held`]), and says so: [`Refusal::Unsettled`].
+    ///
     /// An epoch that is not [safe](Sealed::safe) may still vanish: ask [`Group::make_safe`] before anyone relies on it.
     ///
     /// # Errors
-    /// [`GroupError::Refused`]; with [`Refusal::Busy`] it can be tried again.
+    /// [`GroupError::Refused`]; with [`Refusal::Busy`] it can be tried again, with [`Refusal::Unsettled`] after [`Group::commit_held`].
     pub fn try_seal(
         &self,
         generation: Generation,
         number: Option<SealNumber>,
     ) -> Result<Sealed, GroupError> {
         let mut core = self.shared.core();
-        let held_before = core.barriers.open().is_some();
+        core.barriers.check_seal(generation, number)?;
+        let by_itself = core.barriers.commits_by_itself();
+        if by_itself && self.shared.holds_writes() {
+            return Err(Refusal::Unsettled.into());
+        }
+        let held_before = core.barriers.open().is_some() && !by_itself;
         let input = match number {
             None => Input::Seal { generation },
             Some(number) => Input::SealAs { generation, number },
@@ -165,8 +174,8 @@ impl Group {
         self.seal_as(generation, None)
     }
 
-    /// [`Group::try_seal`], waiting while the group changes its owner or mode, and until the epoch is safe. Panics inside
-    /// of a runtime.
+    /// [`Group::try_seal`], waiting while the group changes its owner or mode or commits what it holds, and until the epoch is safe. Panics
+    /// inside of a runtime.
     ///
     /// # Errors
     /// [`GroupError`].
@@ -181,6 +190,9 @@ impl Group {
                 Err(GroupError::Refused(Refusal::Busy)) if !self.shared.is_stopping() => {
                     self.shared.bell.wait_past(ticket);
                 }
+                Err(GroupError::Refused(Refusal::Unsettled)) => {
+                    self.request_blocking(Input::SelfSeal)?;
+                }
                 outcome => break outcome?,
             }
         };
@@ -192,6 +204,14 @@ impl Group {
             safe: true,
             ..sealed
         })
+    }
+
+    /// Commits what the group holds and commits by itself, and waits for it. Does nothing in all other phases.
+    ///
+    /// # Errors
+    /// [`GroupError`]: not all of it is committed.
+    pub async fn commit_held(&self) -> Result<(), GroupError> {
+        self.request(Input::SelfSeal).await.map(|_| ())
     }
 
     /// Waits until async mode is recorded, after the seal that leads to it. A gateway that dies before starts again in
@@ -425,6 +445,8 @@ impl Group {
             drop(thread.join());
             let _ = self.shared.apply.send(Order::Stop);
         }
+        // What is held belongs to the next process, also if there was no committer that could say so.
+        self.shared.arena().leave();
     }
 }
 

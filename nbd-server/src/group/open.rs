@@ -71,7 +71,7 @@ pub struct GroupConfig {
     /// Directory for the memory of held epochs, which outlives this process but not the machine: a tmpfs. Empty: they go with the process.
     #[serde(default = "default_epoch_memory")]
     pub epoch_memory: PathBuf,
-    /// How often it commits by itself when no source owns it, in milliseconds.
+    /// How often it commits by itself where it does, in milliseconds.
     #[serde(default = "default_interval")]
     pub epoch_interval_ms: u64,
     /// How much of its past is kept; none: nothing.
@@ -560,11 +560,7 @@ fn go_on_rewinding(
     let Some(to) = rewinding else {
         return Ok(None);
     };
-    let alone = match config.mode {
-        GroupMode::Async => Mode::Async { holder: None },
-        GroupMode::Sync => Mode::Sync,
-    };
-    let rewound = history::carry_out(history, images, log, to, alone);
+    let rewound = history::carry_out(history, images, log, to);
     let rewound = rewound.map_err(|source| OpenError::Rewind {
         group: config.name.clone(),
         to,

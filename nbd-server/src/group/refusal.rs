@@ -50,6 +50,11 @@ pub enum Refusal {
     /// The group changes hands or mode right now.
     #[error("the group is changing its owner or mode; try again")]
     Busy,
+    /// The first seal while the group, which commits by itself, holds something.
+    #[error(
+        "the group commits by itself what it holds, before it is sealed for the first time; try again"
+    )]
+    Unsettled,
     /// A seal or commit while the group drains.
     #[error("the group is draining to sync mode; start protection again when it has")]
     Draining,

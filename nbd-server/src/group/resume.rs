@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use epoch_log::{Epoch, EpochLog, LogState};
 
-use super::GroupMode;
 use super::arena::{self, Arena, Found, Home, Kept};
-use super::barriers::{Barriers, Left};
+use super::barriers::{Barriers, Ending, Left};
 use super::bell::Bell;
 use super::budget::Budget;
 use super::disk::{Held, Layer};
@@ -58,27 +57,39 @@ pub fn start(
     let limit = config.memory_budget_mib.saturating_mul(1 << 20);
     let budget = Budget::new(limit, Arc::clone(bell), Arc::clone(&arena));
     let state = log.state();
-    let self_commit = config.mode == GroupMode::Async;
+    let ending = ending(config, clean, &found);
+    let anew = |budget| anew(config, state, ending, sizes.len(), budget);
+    let useless = |why| {
+        tracing::warn!(
+            group = config.name,
+            why,
+            "the memory that an earlier gateway has left can't be used"
+        );
+    };
     let kept = match found {
         Found::Kept(kept) => kept,
         Found::Useless(why) => {
-            tracing::warn!(
-                group = config.name,
-                why,
-                "the memory that an earlier gateway has left can't be used"
-            );
-            return Ok(anew(state, clean, self_commit, sizes.len(), budget));
+            useless(why);
+            return Ok(anew(budget));
         }
-        Found::Nothing => return Ok(anew(state, clean, self_commit, sizes.len(), budget)),
+        Found::OtherStart => {
+            useless("the machine was started since");
+            return Ok(anew(budget));
+        }
+        Found::Nothing => return Ok(anew(budget)),
     };
     let left = Left {
         generation: kept.generation,
         sealed: kept.sealed,
+        held: kept
+            .slabs
+            .iter()
+            .any(|slab| slab.home.epoch > state.committed),
         parked: kept.parked.clone().unwrap_or_default(),
     };
-    let Some(barriers) = Barriers::resume(state, self_commit, &left) else {
+    let Some(barriers) = Barriers::resume(state, config.holds(), &left) else {
         forget(&arena, &kept);
-        return Ok(anew(state, clean, self_commit, sizes.len(), budget));
+        return Ok(anew(budget));
     };
     match revive(
         &budget,
@@ -88,6 +99,7 @@ pub fn start(
         &sizes,
     ) {
         Ok((cuts, held)) => {
+            arena.set_sealed(barriers.sealed());
             let bytes = budget.held();
             tracing::info!(
                 group = config.name,
@@ -108,9 +120,35 @@ pub fn start(
                 %error,
                 "the memory that an earlier gateway has left can't be used"
             );
-            Ok(anew(state, clean, self_commit, sizes.len(), budget))
+            Ok(self::anew(
+                config,
+                state,
+                ending_of(clean, Ending::Died),
+                sizes.len(),
+                budget,
+            ))
         }
     }
+}
+
+/// How the process before ended, should nobody be able to go on with what was found.
+fn ending(config: &GroupConfig, clean: bool, found: &Found) -> Ending {
+    let kept_nowhere = config.epoch_memory.as_os_str().is_empty();
+    ending_of(
+        clean,
+        match found {
+            Found::Nothing if kept_nowhere => Ending::Died,
+            Found::Useless(_) => Ending::Died,
+            // A tmpfs goes with its machine.
+            Found::Nothing | Found::OtherStart => Ending::MachineFailed,
+            // It is of a generation that is over, and with it was void what it held.
+            Found::Kept(_) => Ending::MachineFailed,
+        },
+    )
+}
+
+fn ending_of(clean: bool, otherwise: Ending) -> Ending {
+    if clean { Ending::Closed } else { otherwise }
 }
 
 fn open(config: &GroupConfig, log: &EpochLog) -> Result<(Arc<Arena>, Found), OpenError> {
@@ -132,13 +170,13 @@ fn open(config: &GroupConfig, log: &EpochLog) -> Result<(Arc<Arena>, Found), Ope
 
 /// Nothing is held.
 fn anew(
+    config: &GroupConfig,
     state: &LogState,
-    clean: bool,
-    self_commit: bool,
+    ending: Ending,
     disks: usize,
     budget: Arc<Budget>,
 ) -> Start {
-    let barriers = Barriers::recover(state, clean, self_commit);
+    let barriers = Barriers::recover(state, ending, config.holds());
     let committed = barriers.committed();
     budget
         .slabs()

@@ -54,11 +54,11 @@ pub enum Job {
     },
     /// An epoch is sealed: its data can go to the log.
     Sealed,
-    /// A client of a group without a source wants everything durable.
+    /// A client of a group that commits by itself wants everything durable.
     Flush(oneshot::Sender<Result<(), IoError>>),
     /// A client wants to write while writes wait.
     WriteWaits,
-    /// A group without a source holds much: commit now.
+    /// A group that commits by itself holds much: commit now.
     Pressure,
     /// The applier is done with this epoch.
     Applied(Epoch),
@@ -226,6 +226,11 @@ impl Shared {
             self.arena().set_parked(core.barriers.parked());
         }
         Ok(())
+    }
+
+    /// Whether the open epoch has anything.
+    pub fn holds_writes(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.open_is_empty())
     }
 
     /// The memory that the epochs lie in.

@@ -56,6 +56,8 @@ pub enum Wait {
     Answer(Future_<GroupAnswer>),
     /// The group, to be less busy.
     Busy(Generation, SealNumber),
+    /// What the group holds, to be committed before the first cut.
+    Held(Future_<()>, Generation, SealNumber),
     /// The first cut, to be recorded.
     Safe(Future_<Sealed>),
 }
@@ -180,12 +182,8 @@ impl World<'_> {
         for mut pending in std::mem::take(&mut self.pending) {
             if let Wait::Busy(generation, number) = pending.wait {
                 match self.seal(&pending, generation, number)? {
-                    None => {
-                        left.push(pending);
-                        continue;
-                    }
-                    Some(Ok(safe)) => pending.wait = Wait::Safe(safe),
-                    Some(Err(kind)) => {
+                    Ok(wait) => pending.wait = wait,
+                    Err(kind) => {
                         self.reply(&pending, Reply::Error(kind));
                         continue;
                     }
@@ -193,6 +191,15 @@ impl World<'_> {
             }
             let reply = match &mut pending.wait {
                 Wait::Busy(..) => None,
+                Wait::Held(future, generation, number) => match poll(future) {
+                    Answer::Pending => None,
+                    Answer::Ready(Ok(())) => {
+                        pending.wait = Wait::Busy(*generation, *number);
+                        self.poke();
+                        None
+                    }
+                    Answer::Ready(Err(error)) => Some(Reply::Error(error.kind())),
+                },
                 Wait::Answer(future) => match poll(future) {
                     Answer::Pending => None,
                     Answer::Ready(Ok(answer)) => Some(Reply::Good(answer)),
@@ -242,20 +249,27 @@ impl World<'_> {
         );
     }
 
-    /// Cuts; none while the group is busy.
+    /// Cuts, if the group is ready for that; what there is to wait for.
     fn seal(
         &mut self,
         pending: &Pending,
         generation: Generation,
         number: SealNumber,
-    ) -> Result<Option<Result<Future_<Sealed>, ErrorKind>>, Violation> {
+    ) -> Result<Result<Wait, ErrorKind>, Violation> {
+        let busy = Wait::Busy(generation, number);
         let Some(gateway) = &self.gateway else {
-            return Ok(None);
+            return Ok(Ok(busy));
         };
         let group = Arc::clone(gateway.stepped.group());
         let sealed = match group.try_seal(generation, Some(number)) {
-            Err(GroupError::Refused(Refusal::Busy)) => return Ok(None),
-            Err(error) => return Ok(Some(Err(error.kind()))),
+            Err(GroupError::Refused(Refusal::Busy)) => return Ok(Ok(busy)),
+            Err(GroupError::Refused(Refusal::Unsettled)) => {
+                self.trace.reach("first seal with writes held");
+                self.poke();
+                let committed = Box::pin(async move { group.commit_held().await });
+                return Ok(Ok(Wait::Held(committed, generation, number)));
+            }
+            Err(error) => return Ok(Err(error.kind())),
             Ok(sealed) => sealed,
         };
         if generation != self.ledger.standing.generation {
@@ -284,7 +298,7 @@ impl World<'_> {
             self.ledger.captured(generation, sealed.epoch, hash);
         }
         let safe = Box::pin(async move { group.make_safe(generation, sealed).await });
-        Ok(Some(Ok(safe)))
+        Ok(Ok(Wait::Safe(safe)))
     }
 
     pub(super) fn tell_events(&mut self) {

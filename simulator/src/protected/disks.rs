@@ -1,16 +1,51 @@
 //! What guests ask of their disks, as a connection does it with an attachment of the real group.
 
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+
 use nbd_server::control::api::ErrorKind;
 use nbd_server::export::{Cutter, Export, IoError};
 use nbd_server::group::barriers::Gate;
 use nbd_server::group::{Clear, DiskExport, Flush, GroupError};
+use nbd_server::{Epoch, Generation};
 
 use super::guest::{Request, What};
 use super::network::{DiskOutcome, GATEWAY, Message, Node, Process};
 use super::world::World;
 use crate::blocks::{CLEARED, DISKS, PLACES, Stamp, UNIT, fill, position, stamps};
 use crate::planted::Planted;
+use crate::poll::{Answer, poll};
 use crate::{Violation, violation};
+
+/// A flush that the group commits for.
+pub struct Flushing {
+    from: Node,
+    process: Process,
+    request: Request,
+    /// One for each disk.
+    answers: Vec<Committing>,
+    /// What was written before.
+    covers: BTreeSet<(Generation, Epoch)>,
+    /// The generation that it was asked in.
+    generation: Generation,
+}
+
+type Committing = Pin<Box<dyn Future<Output = Result<(), IoError>>>>;
+
+impl Flushing {
+    /// The request itself.
+    pub fn of(self) -> (Node, Process, Request) {
+        (self.from, self.process, self.request)
+    }
+}
+
+/// How far a request came.
+enum Tried {
+    Answered(DiskOutcome),
+    Waits,
+    Commits(Vec<Committing>),
+}
 
 /// What a process has attached.
 pub struct Attached {
@@ -71,25 +106,74 @@ impl World<'_> {
     ) -> Result<(), Violation> {
         match self.attempt(from, process, &request)? {
             // A process that is dead answers nothing.
-            Some(outcome) if !self.storage.disk.is_dead() => {
+            Tried::Answered(outcome) if !self.storage.disk.is_dead() => {
                 self.send(GATEWAY, from, process, Message::Done { request, outcome });
             }
-            _ => self.waiting.push((from, process, request)),
+            Tried::Answered(_) | Tried::Waits => self.waiting.push((from, process, request)),
+            Tried::Commits(answers) => self.flushing.push(Flushing {
+                from,
+                process,
+                request,
+                answers,
+                covers: self.ledger.uncommitted(),
+                generation: self.ledger.standing.generation,
+            }),
         }
         Ok(())
     }
 
-    /// None if it has to wait.
+    /// What a flush covers is committed when it is answered.
+    pub(super) fn answer_flushes(&mut self) -> Result<(), Violation> {
+        for mut flushing in std::mem::take(&mut self.flushing) {
+            let mut failed = None;
+            flushing.answers.retain_mut(|answer| match poll(answer) {
+                Answer::Pending => true,
+                Answer::Ready(outcome) => {
+                    failed = failed.or(outcome.err());
+                    false
+                }
+            });
+            let outcome = match failed {
+                None if !flushing.answers.is_empty() => {
+                    self.flushing.push(flushing);
+                    continue;
+                }
+                // As `DiskExport::flush` looks again.
+                None if flushing.generation != self.ledger.standing.generation => DiskOutcome::Lost,
+                None => {
+                    let mut covers = flushing.covers.iter();
+                    if let Some((_, epoch)) = covers
+                        .find(|(generation, epoch)| !self.ledger.is_committed(*generation, *epoch))
+                    {
+                        return violation!(
+                            "3: a flush is answered that covers epoch {epoch}, and it is not committed"
+                        );
+                    }
+                    self.trace.reach("flush committed");
+                    DiskOutcome::Done(Vec::new())
+                }
+                Some(IoError::Io) => DiskOutcome::Failed,
+                Some(_) => {
+                    self.attached.remove(&flushing.process);
+                    DiskOutcome::Lost
+                }
+            };
+            let (from, process, request) = flushing.of();
+            self.send(GATEWAY, from, process, Message::Done { request, outcome });
+        }
+        Ok(())
+    }
+
     fn attempt(
         &mut self,
         from: Node,
         process: Process,
         request: &Request,
-    ) -> Result<Option<DiskOutcome>, Violation> {
+    ) -> Result<Tried, Violation> {
         let (disk, offset) = position(request.place);
         let len = request.count * UNIT;
         let Some(attached) = self.attached.get(&process) else {
-            return Ok(Some(DiskOutcome::Lost));
+            return Ok(Tried::Answered(DiskOutcome::Lost));
         };
         let export = &attached.exports[disk];
         let outcome = match request.what {
@@ -103,13 +187,19 @@ impl World<'_> {
             What::Flush => {
                 let mut done = true;
                 let mut failed = None;
+                let mut commits: Vec<Committing> = Vec::new();
                 for export in &attached.exports {
                     match export.flush_now() {
                         Ok(Flush::Done) => {}
-                        // A group that commits by itself has no source, and no guest here.
-                        Ok(Flush::Waits | Flush::Commits(_)) => done = false,
+                        Ok(Flush::Waits) => done = false,
+                        Ok(Flush::Commits(answer)) => commits.push(Box::pin(async move {
+                            answer.await.unwrap_or(Err(IoError::Shutdown))
+                        })),
                         Err(error) => failed = Some(error),
                     }
+                }
+                if done && failed.is_none() && !commits.is_empty() {
+                    return Ok(Tried::Commits(commits));
                 }
                 if done && failed.is_none() && self.ledger.standing.gate == Gate::Through {
                     self.ledger.images_synced();
@@ -142,17 +232,18 @@ impl World<'_> {
             }
         };
         Ok(match outcome {
-            Ok(done) => done.map(DiskOutcome::Done),
+            Ok(None) => Tried::Waits,
+            Ok(Some(found)) => Tried::Answered(DiskOutcome::Done(found)),
             Err(IoError::Shutdown) if self.makes(Planted::NoFenceOnWrites) => {
                 let owner = self.ledger.standing.owner.clone().unwrap_or_default();
                 self.attach(process, &owner);
-                Some(DiskOutcome::Lost)
+                Tried::Answered(DiskOutcome::Lost)
             }
-            Err(IoError::Io) => Some(DiskOutcome::Failed),
+            Err(IoError::Io) => Tried::Answered(DiskOutcome::Failed),
             Err(_) => {
                 // The connection was cut.
                 self.attached.remove(&process);
-                Some(DiskOutcome::Lost)
+                Tried::Answered(DiskOutcome::Lost)
             }
         })
     }

@@ -10,7 +10,7 @@ use super::network::{A, B, GATEWAY, Message, Node};
 use super::queue::Event;
 use super::source_link::stamp_of;
 use super::world::World;
-use crate::blocks::shown;
+use crate::blocks::{Stamp, shown};
 use crate::gateway::{Gateway, Micros};
 use crate::storage::Op;
 use crate::{Violation, violation};
@@ -341,12 +341,12 @@ impl World<'_> {
             self.trace.reach("ended unprotected");
         }
         self.tell(node, Told::VmEnded)?;
-        self.drain_gateway()?;
-        self.compare_images()
+        let live = self.drain_gateway()?;
+        self.compare_images(&live)
     }
 
-    /// The gateway takes what the VM left, and stops in order.
-    fn drain_gateway(&mut self) -> Result<(), Violation> {
+    /// The gateway takes what the VM left, and stops in order. What that was.
+    fn drain_gateway(&mut self) -> Result<Vec<Stamp>, Violation> {
         let generation = self.ledger.standing.generation;
         let number = self.number();
         let input = nbd_server::group::barriers::Input::Detach { generation };
@@ -355,7 +355,10 @@ impl World<'_> {
         self.gateway_receives(A, 0, self.incarnation, message)?;
         let limit = self.now + 30_000_000;
         let drained = |world: &Self| world.ledger.standing.generation > generation;
+        // The reference forgets with the generation what is not committed.
+        let mut live = self.ledger.live.clone();
         while !drained(self) {
+            live.clone_from(&self.ledger.live);
             let Some(due) = self.gateway.as_ref().and_then(Gateway::due) else {
                 return violation!("the VM goes on: the gateway does not take its disks back");
             };
@@ -366,7 +369,7 @@ impl World<'_> {
             self.gateway_turn()?;
         }
         let Some(mut gateway) = self.gateway.take() else {
-            return Ok(());
+            return Ok(live);
         };
         gateway.stepped.begin_stop();
         gateway.poke(self.now, &mut self.random);
@@ -379,15 +382,14 @@ impl World<'_> {
         }
         drop(gateway);
         self.storage.disk.process_ends();
-        Ok(())
+        Ok(live)
     }
 
     /// What the images show is what was written, also after the power is gone and the group was opened again.
-    fn compare_images(&mut self) -> Result<(), Violation> {
-        let live = self.ledger.live.clone();
+    fn compare_images(&mut self, live: &[Stamp]) -> Result<(), Violation> {
         // In sync mode what was not flushed may go.
         if !self.storage_failed && self.ledger.is_flushed() {
-            self.storage.disk.power_loss();
+            self.storage.power_loss();
         }
         match self.storage.start(self.now) {
             Ok(gateway) => drop(gateway),

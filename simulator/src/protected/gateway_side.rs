@@ -2,10 +2,12 @@
 //! `control` and `disks`.
 
 use coordinator::commit::Phase as SourcePhase;
+use nbd_server::Generation;
 use nbd_server::group::barriers::{Gate, Phase};
 use rand::Rng;
 
 use super::control::Reply;
+use super::disks::Flushing;
 use super::hosts::Host;
 use super::network::{A, B, DiskOutcome, GATEWAY, Message, Node, Process};
 use super::queue::Event;
@@ -41,6 +43,7 @@ impl World<'_> {
         }
         self.observe()?;
         self.answer_requests()?;
+        self.answer_flushes()?;
         self.answer_guests()?;
         self.tell_events();
         if self.random.random_ratio(1, 100) {
@@ -81,8 +84,16 @@ impl World<'_> {
     /// The group is in the mode that its owner knows of: nothing that was given up turns it.
     fn check_mode(&self) -> Result<(), Violation> {
         let (generation, phase) = (self.ledger.standing.generation, self.ledger.standing.phase);
+        if self.storage.keeps_history() && self.ledger.standing.gate == Gate::Through {
+            return violation!("history: a write would go through to the images");
+        }
         let owner = self.hosts.iter().find_map(|host| match host {
-            Host::Source(source) if source.generation == generation => Some(&source.machine),
+            // One that has not attached yet owns nothing.
+            Host::Source(source)
+                if source.generation == generation && generation > Generation(0) =>
+            {
+                Some(&source.machine)
+            }
             _ => None,
         });
         let Some(source) = owner else {
@@ -134,11 +145,12 @@ impl World<'_> {
         self.subscriptions.clear();
         self.attached.clear();
         let pending = std::mem::take(&mut self.pending);
+        let flushing = std::mem::take(&mut self.flushing);
         self.gateway = None;
         self.forget_turn();
         if power {
-            let lost = self.ledger.power_lost();
-            self.storage.disk.power_loss();
+            let lost = self.ledger.power_lost() || self.loses_unflushed();
+            self.storage.power_loss();
             if lost || matches!(self.ledger.standing.gate, Gate::Through) {
                 // A guest in sync mode may have lost what it had not flushed: it is started again.
                 self.give_up_vms("its disk lost what was not flushed")?;
@@ -150,7 +162,8 @@ impl World<'_> {
         for pending in pending {
             self.unanswered(pending);
         }
-        for (from, process, request) in waiting {
+        let flushing = flushing.into_iter().map(Flushing::of);
+        for (from, process, request) in waiting.into_iter().chain(flushing) {
             let outcome = DiskOutcome::Lost;
             self.send(GATEWAY, from, process, Message::Done { request, outcome });
         }
@@ -163,6 +176,20 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Whether the power would take what the group holds in sync mode, and its owner would go on.
+    fn loses_unflushed(&self) -> bool {
+        self.storage.keeps_memory() && self.holds_unflushed()
+    }
+
+    /// Whether the group holds writes in sync mode.
+    fn holds_unflushed(&self) -> bool {
+        let sync = matches!(
+            self.ledger.standing.phase,
+            Phase::Through | Phase::Draining { release: true }
+        );
+        self.storage.keeps_history() && sync && !self.ledger.uncommitted().is_empty()
+    }
+
     /// The process starts.
     pub fn start_gateway(&mut self) -> Result<(), Violation> {
         if self.gateway.is_some() {
@@ -171,8 +198,14 @@ impl World<'_> {
         match self.storage.start(self.now) {
             Ok(gateway) => {
                 self.trace.reach("gateway restart");
+                let (before, held) = (self.ledger.standing.generation, self.holds_unflushed());
                 self.gateway = Some(gateway);
                 self.observe()?;
+                if held && self.ledger.standing.generation > before {
+                    self.trace.reach("fenced for what it had not flushed");
+                } else if held {
+                    self.trace.reach("restart with what was not flushed");
+                }
                 self.ledger.check_images(&self.storage.image_stamps())
             }
             Err(error) if self.storage.disk.is_dead() || self.storage.disk.figures().1 > 0 => {
@@ -181,9 +214,10 @@ impl World<'_> {
                 let power = self.storage.disk.is_dead() && self.power_next();
                 self.storage.disk.process_ends();
                 self.storage.disk.heal();
-                if power && !matches!(self.ledger.standing.gate, Gate::Through) {
+                let through = matches!(self.ledger.standing.gate, Gate::Through);
+                if power && !through && !self.loses_unflushed() {
                     self.ledger.power_lost();
-                    self.storage.disk.power_loss();
+                    self.storage.power_loss();
                 }
                 self.at(self.now + 3_000, Event::StartGateway);
                 Ok(())

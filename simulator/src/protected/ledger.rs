@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nbd_server::group::barriers::{FlushRule, Gate};
 use nbd_server::group::stepped::Standing;
 use nbd_server::{Epoch, Generation};
 
@@ -109,6 +110,18 @@ impl Ledger {
         self.flushed.iter().all(|flushed| flushed.len() == 1)
     }
 
+    /// The epochs that are not committed and have something of what the disks hold.
+    pub fn uncommitted(&self) -> BTreeSet<(Generation, Epoch)> {
+        let numbers = self.live.iter().map(|stamp| stamp & !CLEARED);
+        let homes = numbers.filter_map(|number| {
+            let number = usize::try_from(number).unwrap_or(usize::MAX);
+            self.homes.get(number).copied().flatten()
+        });
+        homes
+            .filter(|(generation, epoch)| !self.is_committed(*generation, *epoch))
+            .collect()
+    }
+
     /// The cut of `epoch`.
     pub fn cut(&self, generation: Generation, epoch: Epoch) -> Option<&Cut> {
         self.cuts.get(&(generation, epoch))
@@ -124,13 +137,19 @@ impl Ledger {
     /// The gateway stands here now, running or recovered.
     pub fn observe(&mut self, now: Standing) -> Result<(), Violation> {
         let before = std::mem::replace(&mut self.standing, now.clone());
-        let cut = now.sealed > before.sealed
-            || now.generation > before.generation && now.committed > before.sealed;
-        if cut && now.generation == before.generation {
+        let last = if now.generation == before.generation {
+            now.sealed
+        } else if before.gate == Gate::Held(FlushRule::SelfCommits) {
+            // A group that commits by itself may seal and commit at once, and die.
+            now.committed
+        } else {
+            before.sealed
+        };
+        for epoch in before.sealed.0 + 1..=last.0 {
             let table = self.live.clone();
             let memory = None;
-            self.cuts
-                .insert((now.generation, now.sealed), Cut { table, memory });
+            let key = (before.generation, Epoch(epoch));
+            self.cuts.insert(key, Cut { table, memory });
         }
         if now.committed < before.committed {
             return violation!(

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::control::{Pending, Subscription};
-use super::disks::Attached;
+use super::disks::{Attached, Flushing};
 use super::faults::{COOL_DOWN, Kind, Repeat};
 use super::guest::Request;
 use super::hosts::Host;
@@ -36,6 +36,8 @@ pub struct World<'a> {
     pub attached: BTreeMap<Process, Attached>,
     pub pending: Vec<Pending>,
     pub waiting: Vec<(Node, Process, Request)>,
+    /// Flushes that the group commits for.
+    pub flushing: Vec<Flushing>,
     pub subscriptions: Vec<Subscription>,
     /// When guests that wait try again.
     pub look_again: Micros,
@@ -78,7 +80,7 @@ pub struct World<'a> {
 /// What must not be.
 pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violation> {
     let mut random = StdRng::seed_from_u64(seed);
-    let storage = StorageHost::new(&mut random, GroupMode::Sync, options.planted);
+    let storage = StorageHost::new(&mut random, seed, GroupMode::Sync, options);
     let gateway = match storage.start(0) {
         Ok(gateway) => gateway,
         Err(error) => return violation!("the group does not open: {error:?}"),
@@ -105,6 +107,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         attached: BTreeMap::new(),
         pending: Vec::new(),
         waiting: Vec::new(),
+        flushing: Vec::new(),
         subscriptions: Vec::new(),
         look_again: 0,
         turn_at: None,

@@ -36,6 +36,8 @@ pub enum Found {
     Nothing,
     /// Something that nobody can go on with, and why.
     Useless(&'static str),
+    /// Something of another start of the machine.
+    OtherStart,
     /// What an earlier process held.
     Kept(Kept),
 }
@@ -186,7 +188,7 @@ fn open(path: &Path, log: [u8; 16]) -> io::Result<(Arena, Found)> {
         } else if pair(at::LOG) != log {
             Found::Useless("it belongs to another log")
         } else if pair(at::BOOT) != boot {
-            Found::Useless("the machine was started since")
+            Found::OtherStart
         } else {
             arena.look()
         };

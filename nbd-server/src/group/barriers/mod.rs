@@ -21,6 +21,10 @@
 //! until the new owner's first write: until then disk E is untouched, so a takeover whose answer was lost can simply be
 //! asked for again, even across a restart.
 //!
+//! A group that [always holds](Holds::Always) is the same but for what the gate does in sync mode: it holds there as well, and commits by
+//! itself, in the log's sync mode. The first seal comes when everything before it is committed, so its epoch is empty here, too. A restart
+//! that has lost what was held fences the owner, unless the machine failed: that takes unflushed writes in any sync mode.
+//!
 //! Requests may come twice, and late. Commits are called by their epoch, takeovers by who asks; seals and drains, which an owner makes
 //! again and again in one generation, by their [`Protection`]: a seal that comes after the drain that gave it up, or a drain that comes
 //! after the owner has begun anew, is refused. That is not remembered over a restart: what was sent to a process dies with it.
@@ -37,7 +41,8 @@ use epoch_log::{Epoch, Generation, Holder, LogState, Mode};
 
 use super::refusal::Refusal;
 pub use words::{
-    Admission, Effect, FlushRule, Gate, Input, LogOp, LogOutcome, Protection, SealNumber,
+    Admission, Effect, Ending, FlushRule, Gate, Holds, Input, LogOp, LogOutcome, Protection,
+    SealNumber,
 };
 
 /// Most epochs that are sealed and not committed: far more than a pipeline needs, so only a runaway caller meets it.
@@ -120,6 +125,8 @@ pub struct Left {
     pub generation: Generation,
     /// The newest epoch that it had sealed.
     pub sealed: Epoch,
+    /// It held writes that are not committed: an epoch that is sealed may be empty.
+    pub held: bool,
     /// The standbys that it had let in.
     pub parked: Vec<String>,
 }
@@ -142,8 +149,7 @@ pub struct Barriers {
     over: Protection,
     phase: Phase,
     no_memory: NoMemory,
-    /// The group commits by itself when it has no source (the configuration's async mode).
-    self_commit: bool,
+    holds: Holds,
     parked: VecDeque<String>,
     fenced: VecDeque<String>,
     pending: Option<Pending>,
@@ -151,17 +157,19 @@ pub struct Barriers {
 }
 
 impl Barriers {
-    /// The machine of a group whose log says `state`, with all committed epochs applied. `clean`: the log was closed in
-    /// order, so no open epoch was lost. There may be log operations [`outstanding`](Self::outstanding) at once.
-    pub fn recover(state: &LogState, clean: bool, self_commit: bool) -> Self {
-        let mut this = Self::of(state, self_commit);
+    /// The machine of a group whose log says `state`, with all committed epochs applied, and of which nothing else is left. There may be log
+    /// operations [`outstanding`](Self::outstanding) at once.
+    pub fn recover(state: &LogState, ending: Ending, holds: Holds) -> Self {
+        let mut this = Self::of(state, holds);
         let holder = state.mode.holder().map(|holder| &holder.standby);
-        if this.mode == Mode::Sync && this.owner.is_some() {
+        // What was held in sync mode is lost, and its guest runs on.
+        let held = holds == Holds::Always && ending == Ending::Died;
+        if this.mode == Mode::Sync && this.owner.is_some() && !held {
             this.phase = this.sync_phase();
         } else if holder.is_some() && holder == this.owner.as_ref() {
             this.phase = Phase::Dormant { wanted: false };
         } else {
-            let lost = this.mode != Mode::Sync && (!clean || this.owner.is_some());
+            let lost = this.owner.is_some() || this.mode != Mode::Sync && ending != Ending::Closed;
             let raise = lost.then_some(LogOp::RaiseGeneration {
                 owner: None,
                 reason: "the gateway was restarted and the open epoch is lost",
@@ -175,21 +183,29 @@ impl Barriers {
     /// The machine of a group that goes on where an earlier process was, which has left its memory: the open epoch and all sealed ones are
     /// there. Nothing changes hands. None if that does not apply, as the group held nothing, or the memory is not of this generation: then
     /// [`Barriers::recover`].
-    pub fn resume(state: &LogState, self_commit: bool, left: &Left) -> Option<Self> {
-        let mut this = Self::of(state, self_commit);
+    pub fn resume(state: &LogState, holds: Holds, left: &Left) -> Option<Self> {
+        let mut this = Self::of(state, holds);
         let held = match (&state.mode, &state.owner) {
-            (Mode::Sync, _) => false,
+            (Mode::Sync, owner) => owner.is_some() && (holds == Holds::Always || left.held),
             // A standby that has taken over and not written yet holds nothing.
             (Mode::Async { holder }, Some(owner)) => holder
                 .as_ref()
                 .is_none_or(|holder| holder.standby != *owner),
-            (Mode::Async { holder }, None) => holder.is_none() && self_commit,
+            (Mode::Async { holder }, None) => holder.is_none() && holds != Holds::Protected,
         };
         if !held || left.generation != state.generation {
             return None;
         }
-        this.phase = Phase::Held;
         this.sealed = left.sealed.max(state.committed);
+        this.phase = match state.mode {
+            Mode::Async { .. } => Phase::Held,
+            Mode::Sync if holds == Holds::Always => Phase::Through,
+            Mode::Sync => {
+                // It held always, and this one does not: all of it goes to the images first.
+                this.sealed = this.sealed.next();
+                Phase::Draining { release: false }
+            }
+        };
         // Whether it still is to be recorded is not known; to flush the images once more is never wrong.
         this.first_held = Some(this.committed.next());
         this.parked.extend(left.parked.iter().cloned());
@@ -201,7 +217,7 @@ impl Barriers {
         Some(this)
     }
 
-    fn of(state: &LogState, self_commit: bool) -> Self {
+    fn of(state: &LogState, holds: Holds) -> Self {
         let no_memory = if state.committed == Epoch(0) {
             NoMemory::NeverWas
         } else {
@@ -219,7 +235,7 @@ impl Barriers {
             over: Protection::default(),
             phase: Phase::Reserved,
             no_memory,
-            self_commit,
+            holds,
             parked: VecDeque::new(),
             fenced: VecDeque::new(),
             pending: None,
@@ -269,7 +285,22 @@ impl Barriers {
 
     /// The epoch that takes writes: all later seals give it this number or a higher one.
     pub fn open(&self) -> Option<Epoch> {
-        matches!(self.phase, Phase::Held | Phase::Switching).then(|| self.sealed.next())
+        let takes = matches!(self.phase, Phase::Held | Phase::Switching);
+        (takes || self.commits_by_itself()).then(|| self.sealed.next())
+    }
+
+    /// When it holds writes.
+    pub fn holds(&self) -> Holds {
+        self.holds
+    }
+
+    /// Whether the group holds writes, and seals and commits by itself.
+    pub fn commits_by_itself(&self) -> bool {
+        match self.phase {
+            Phase::Held => self.owner.is_none(),
+            Phase::Through => self.holds == Holds::Always,
+            _ => false,
+        }
     }
 
     /// The log operations that must be durable before anything else is decided.
@@ -286,11 +317,13 @@ impl Barriers {
         match self.phase {
             _ if self.broken => Gate::Broken,
             _ if changes_hands => Gate::Closed,
+            Phase::Through | Phase::Held if self.commits_by_itself() => {
+                Gate::Held(FlushRule::SelfCommits)
+            }
             Phase::Through => Gate::Through,
-            Phase::Held => Gate::Held(match (&self.owner, self.holder()) {
-                (None, _) => FlushRule::SelfCommits,
-                (Some(_), Some(_)) => FlushRule::Free,
-                (Some(_), None) => FlushRule::Waits,
+            Phase::Held => Gate::Held(match self.holder() {
+                Some(_) => FlushRule::Free,
+                None => FlushRule::Waits,
             }),
             _ => Gate::Closed,
         }
@@ -356,11 +389,17 @@ impl Barriers {
 
     /// What the log must still say when nobody owns the group.
     fn ops_without_owner(&self) -> Option<LogOp> {
-        match (&self.mode, self.self_commit) {
+        match self.mode {
             // The holder may still take over.
-            (Mode::Async { holder: Some(_) }, _) => None,
-            (_, true) => self.mode_op(Mode::Async { holder: None }),
-            (_, false) => self.mode_op(Mode::Sync),
+            Mode::Async { holder: Some(_) } => None,
+            _ => self.mode_op(self.mode_without_owner()),
+        }
+    }
+
+    fn mode_without_owner(&self) -> Mode {
+        match self.holds {
+            Holds::Protected => Mode::Sync,
+            Holds::Alone | Holds::Always => Mode::Async { holder: None },
         }
     }
 
@@ -369,7 +408,8 @@ impl Barriers {
     }
 
     fn sync_phase(&self) -> Phase {
-        if self.applied == self.committed {
+        // Who holds writes need not wait for the images.
+        if self.applied == self.committed || self.holds == Holds::Always {
             Phase::Through
         } else {
             Phase::Backlog

@@ -4,7 +4,7 @@
 use epoch_log::{Epoch, Generation, Mode};
 
 use super::words::{Effect, LogOp, Protection, SealNumber};
-use super::{Barriers, MAX_PARKED, MAX_SEALED, NoMemory, Phase, Purpose, Refusal, check_id};
+use super::{Barriers, Holds, MAX_PARKED, MAX_SEALED, NoMemory, Phase, Purpose, Refusal, check_id};
 
 impl Barriers {
     pub(super) fn attach(&mut self, owner: String) -> Result<Vec<Effect>, Refusal> {
@@ -47,8 +47,24 @@ impl Barriers {
         Ok(forgotten.map(Effect::Forget).into_iter().collect())
     }
 
-    pub(super) fn seal(&mut self, generation: Generation) -> Result<Vec<Effect>, Refusal> {
+    /// Whether a seal is in order now, with or without a number. It says nothing of what the disks hold; nothing changes.
+    pub fn check_seal(
+        &self,
+        generation: Generation,
+        number: Option<SealNumber>,
+    ) -> Result<(), Refusal> {
         self.check_owner(generation)?;
+        if let Some(number) = number {
+            self.check_not_over(number.protection)?;
+            if self.is_sealed_as(number) {
+                return Ok(());
+            }
+            let next = self.sealed.next();
+            if number.epoch != next && !self.is_floor(number) {
+                let epoch = number.epoch;
+                return Err(Refusal::OutOfOrder { epoch, next });
+            }
+        }
         let busy = |purpose: &Purpose| {
             purpose.changes_hands()
                 || matches!(purpose, Purpose::Settle | Purpose::StartDraining { .. })
@@ -63,8 +79,36 @@ impl Barriers {
         match self.phase {
             Phase::Draining { .. } => Err(Refusal::Draining),
             Phase::Reserved => Err(Refusal::Reserved),
+            Phase::Through if self.sealed > self.committed => Err(Refusal::Unsettled),
+            _ => Ok(()),
+        }
+    }
+
+    /// The seal that was asked for has happened.
+    fn is_sealed_as(&self, number: SealNumber) -> bool {
+        let SealNumber { epoch, protection } = number;
+        let first = self.holds == Holds::Always
+            && protection.is_some()
+            && self.holder().is_none()
+            && self.sealed == self.committed.next();
+        let again =
+            self.sealed > self.committed && (epoch == self.sealed || first && epoch < self.sealed);
+        again && matches!(self.phase, Phase::Held | Phase::Switching)
+    }
+
+    /// The number is only the lowest that the epoch may get: the group has committed by itself since its owner heard of it.
+    fn is_floor(&self, number: SealNumber) -> bool {
+        self.phase == Phase::Through
+            && self.commits_by_itself()
+            && number.protection.is_some()
+            && number.epoch <= self.sealed
+    }
+
+    pub(super) fn seal(&mut self, generation: Generation) -> Result<Vec<Effect>, Refusal> {
+        self.check_seal(generation, None)?;
+        match self.phase {
             Phase::Held | Phase::Switching => self.cut(),
-            Phase::Through | Phase::Backlog | Phase::Dormant { .. } => {
+            _ => {
                 self.phase = Phase::Switching;
                 self.first_held = Some(self.sealed.next());
                 let mut effects = self.begin(
@@ -82,25 +126,22 @@ impl Barriers {
         generation: Generation,
         number: SealNumber,
     ) -> Result<Vec<Effect>, Refusal> {
-        self.check_owner(generation)?;
-        let SealNumber { epoch, protection } = number;
-        self.check_not_over(protection)?;
-        let again = epoch == self.sealed && epoch > self.committed;
-        if again && matches!(self.phase, Phase::Held | Phase::Switching) {
+        self.check_seal(generation, Some(number))?;
+        if self.is_sealed_as(number) {
             return Ok(Vec::new());
-        }
-        let next = self.sealed.next();
-        if epoch != next {
-            return Err(Refusal::OutOfOrder { epoch, next });
         }
         let effects = self.seal(generation)?;
         // Who begins anew has nothing more to ask of the protections before.
-        self.give_up(protection.map(|Protection(count)| Protection(count.saturating_sub(1))));
+        self.give_up(
+            number
+                .protection
+                .map(|Protection(count)| Protection(count.saturating_sub(1))),
+        );
         Ok(effects)
     }
 
     pub(super) fn self_seal(&mut self) -> Result<Vec<Effect>, Refusal> {
-        if self.owner.is_none() && self.phase == Phase::Held {
+        if self.commits_by_itself() {
             self.cut()
         } else {
             Err(Refusal::Busy)
@@ -130,8 +171,11 @@ impl Barriers {
             check_id(standby)?;
         }
         // An owner that is its own standby would look like a takeover that has not written yet.
-        if self.owner.is_some() != standby.is_some() || (standby.is_some() && self.owner == standby)
-        {
+        let sync = self.phase == Phase::Through;
+        let by_itself = standby.is_none() && sync && self.commits_by_itself();
+        let wrong = self.owner.is_some() != standby.is_some()
+            || (standby.is_some() && self.owner == standby);
+        if wrong && !by_itself {
             return Err(Refusal::WrongStandby);
         }
         match self.phase {
@@ -139,11 +183,14 @@ impl Barriers {
             Phase::Reserved => return Err(Refusal::Reserved),
             _ => {}
         }
-        if epoch > self.sealed {
-            return Err(Refusal::NotSealed {
-                epoch,
-                sealed: self.sealed,
-            });
+        // No standby acknowledges what is sealed in sync mode.
+        let sealed = if sync && !by_itself {
+            self.committed
+        } else {
+            self.sealed
+        };
+        if epoch > sealed {
+            return Err(Refusal::NotSealed { epoch, sealed });
         }
         let next = self.committed.next();
         if epoch != next {
@@ -189,6 +236,13 @@ impl Barriers {
                 };
                 Ok(Vec::new())
             }
+            Phase::Through if release && self.commits_by_itself() => Ok(self.begin(
+                Purpose::StartDraining {
+                    release,
+                    protection,
+                },
+                Vec::new(),
+            )),
             Phase::Through | Phase::Backlog | Phase::Dormant { .. } if release => {
                 self.phase = Phase::Draining { release };
                 Ok(vec![Effect::Gate(self.gate())])
@@ -267,11 +321,7 @@ impl Barriers {
                 self.begin(Purpose::Settle, ops.into_iter().collect())
             }
             Phase::Draining { release: true } if applied => {
-                let target = if self.self_commit {
-                    Mode::Async { holder: None }
-                } else {
-                    Mode::Sync
-                };
+                let target = self.mode_without_owner();
                 let raise = LogOp::RaiseGeneration {
                     owner: None,
                     reason: "its owner detached",

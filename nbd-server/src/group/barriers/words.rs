@@ -11,10 +11,34 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Protection(pub u64);
 
+/// When a group holds writes in epochs. Otherwise they go through to the images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Holds {
+    /// While a standby protects the VM, or is about to.
+    #[default]
+    Protected,
+    /// While no source owns the group, too: then it commits by itself.
+    Alone,
+    /// Always: in sync mode as well it commits by itself, so that nothing but its committed epochs ever reaches the images.
+    Always,
+}
+
+/// How the process before this one ended, where nothing that it held is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// In order: it held nothing.
+    Closed,
+    /// Its machine failed, and took with it what the process held and what was not flushed.
+    MachineFailed,
+    /// It died, and what it held with it. What had gone through to the images is there.
+    Died,
+}
+
 /// What a seal is called, so that it can be asked again and does nothing when it comes late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SealNumber {
-    /// The number that the epoch has to get: one more than the last.
+    /// The number that the epoch has to get: one more than the last. In a group that [commits by itself](super::Barriers::commits_by_itself)
+    /// under its owner, the first one of a protection is the lowest that it may get, as the owner doesn't hear of each commit.
     pub epoch: Epoch,
     /// What it belongs to; none: whatever is at hand.
     pub protection: Option<Protection>,
@@ -45,9 +69,9 @@ pub enum Input {
         /// The number.
         number: SealNumber,
     },
-    /// A group without a source cuts by itself.
+    /// A group that commits by itself cuts.
     SelfSeal,
-    /// COMMIT 2, or the self-commit of a group without a source.
+    /// COMMIT 2, or the self-commit of a group without a source or protection.
     Commit {
         /// The owner's generation.
         generation: Generation,
@@ -143,14 +167,14 @@ pub enum Gate {
     Broken,
 }
 
-/// What a FLUSH does in async mode.
+/// What a FLUSH does where writes are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FlushRule {
     /// It is answered at once: guest and disk roll back together.
     Free,
     /// It waits for the first commit, unless no epoch holds anything: until then there is no memory to roll back to.
     Waits,
-    /// It seals and commits: the group has no source.
+    /// It seals and commits: the group commits by itself.
     SelfCommits,
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::group::barriers::Holds;
+use crate::group::{GroupConfig, GroupMode};
 use epoch_log::history::{Retention, Tier};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -86,6 +88,22 @@ impl HistoryConfig {
                     one_in_ms: thin.every.0,
                 })
                 .collect(),
+        }
+    }
+}
+
+impl GroupConfig {
+    /// Whether the group keeps its past. Then nothing may write to an image but what saves first what is there.
+    pub fn keeps_history(&self) -> bool {
+        self.history.is_some()
+    }
+
+    /// When the group holds writes in epochs.
+    pub fn holds(&self) -> Holds {
+        match self.mode {
+            _ if self.keeps_history() => Holds::Always,
+            GroupMode::Sync => Holds::Protected,
+            GroupMode::Async => Holds::Alone,
         }
     }
 }
@@ -177,7 +195,8 @@ impl FromStr for Size {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print(f, self.0, &UNITS_OF_TIME)
+        // Nobody counts a month in weeks.
+        print(f, self.0, UNITS_OF_TIME.get(..6).unwrap_or_default())
     }
 }
 

@@ -50,7 +50,7 @@ pub enum RewindError {
 }
 
 /// Sets the images back to epoch `to`, which the history has been [marked](epoch_log::history::History::begin_rewind) for. All that is
-/// committed is applied. Afterwards nobody owns the group and no standby holds its memory; `alone` is the mode of such a group.
+/// committed is applied. Afterwards nobody owns the group, and no standby holds its memory.
 ///
 /// # Errors
 /// [`RewindError`].
@@ -59,7 +59,6 @@ pub fn carry_out(
     images: &[Image],
     log: &mut EpochLog,
     to: Epoch,
-    alone: Mode,
 ) -> Result<Rewound, RewindError> {
     let past = &history.past;
     let committed = log.state().committed;
@@ -67,7 +66,7 @@ pub fn carry_out(
     let mut bytes = 0;
     if past.newest().epoch <= committed {
         log.raise_generation(None, "rewound to an earlier epoch")?;
-        log.set_mode(alone)?;
+        log.set_mode(Mode::Async { holder: None })?;
         let view = past.view(to)?;
         for (number, image) in images.iter().enumerate() {
             let place = Place {

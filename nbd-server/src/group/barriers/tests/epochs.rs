@@ -4,15 +4,15 @@ use super::*;
 
 #[test]
 fn a_new_group_is_in_the_mode_of_its_configuration() {
-    assert_eq!(Rig::new(false).machine.gate(), Gate::Through);
-    let rig = Rig::new(true);
+    assert_eq!(Rig::new(Holds::Protected).machine.gate(), Gate::Through);
+    let rig = Rig::new(Holds::Alone);
     assert_eq!(rig.machine.gate(), Gate::Held(FlushRule::SelfCommits));
     assert_eq!(rig.log.mode, Mode::Async { holder: None });
 }
 
 #[test]
 fn the_first_seal_leads_to_async_mode_only_when_the_log_says_so() {
-    let mut rig = Rig::new(false);
+    let mut rig = Rig::new(Holds::Protected);
     let generation = rig.attach("a");
     let effects = rig.machine.step(Input::Seal { generation }).unwrap();
     assert_eq!(
@@ -46,7 +46,7 @@ fn the_first_seal_leads_to_async_mode_only_when_the_log_says_so() {
 
 #[test]
 fn a_first_seal_that_does_not_fit_into_the_log_leaves_sync_mode() {
-    let mut rig = Rig::new(false);
+    let mut rig = Rig::new(Holds::Protected);
     let generation = rig.attach("a");
     rig.machine.step(Input::Seal { generation }).unwrap();
     let effects = rig
@@ -138,8 +138,8 @@ fn draining_voids_the_memory_before_it_commits_anything() {
 
 #[test]
 fn detaching_commits_and_gives_the_group_back() {
-    for self_commit in [false, true] {
-        let mut rig = Rig::new(self_commit);
+    for holds in [Holds::Protected, Holds::Alone, Holds::Always] {
+        let mut rig = Rig::new(holds);
         let generation = rig.attach("a");
         rig.seal();
         rig.commit(Epoch(1), "b").unwrap();
@@ -148,10 +148,9 @@ fn detaching_commits_and_gives_the_group_back() {
         assert_eq!(rig.machine.committed(), Epoch(2));
         assert_eq!(rig.machine.owner(), None);
         assert!(rig.generation() > generation);
-        let gate = if self_commit {
-            Gate::Held(FlushRule::SelfCommits)
-        } else {
-            Gate::Through
+        let gate = match holds {
+            Holds::Protected => Gate::Through,
+            Holds::Alone | Holds::Always => Gate::Held(FlushRule::SelfCommits),
         };
         assert_eq!(rig.machine.gate(), gate);
         assert_eq!(

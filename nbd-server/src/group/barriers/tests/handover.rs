@@ -66,7 +66,7 @@ fn a_takeover_fences_the_source_and_keeps_the_disk_untouched_until_the_first_wri
 
 #[test]
 fn takeovers_that_would_resume_wrong_memory_are_refused_with_the_reason() {
-    let mut rig = Rig::new(false);
+    let mut rig = Rig::new(Holds::Protected);
     rig.attach("a");
     assert_eq!(rig.takeover("b"), Err(Refusal::NoCheckpoint));
     rig.seal();
@@ -124,7 +124,7 @@ fn a_restart_fences_exactly_those_who_may_have_lost_writes() {
         .takeover("b")
         .expect("the holder can take over epoch E");
 
-    let mut sync = Rig::new(false);
+    let mut sync = Rig::new(Holds::Protected);
     let generation = sync.attach("a");
     let restarted = sync.crash();
     assert_eq!(
@@ -173,7 +173,7 @@ fn ids_are_used_once() {
 
 #[test]
 fn an_attach_whose_answer_was_lost_can_be_asked_again() {
-    let mut rig = Rig::new(false);
+    let mut rig = Rig::new(Holds::Protected);
     let generation = rig.attach("a");
     assert_eq!(
         rig.ask(Input::AttachSource { owner: "a".into() }),

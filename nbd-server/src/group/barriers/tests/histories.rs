@@ -16,8 +16,19 @@ enum Event {
     Detach,
     Write,
     Flush,
+    SelfCommit,
     Settle,
     Crash,
+    MachineFails,
+    Resume,
+}
+
+fn holds() -> impl Strategy<Value = Holds> {
+    prop_oneof![
+        1 => Just(Holds::Protected),
+        1 => Just(Holds::Alone),
+        2 => Just(Holds::Always),
+    ]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -32,8 +43,11 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Detach),
         6 => Just(Event::Write),
         2 => Just(Event::Flush),
+        3 => Just(Event::SelfCommit),
         3 => Just(Event::Settle),
         2 => Just(Event::Crash),
+        1 => Just(Event::MachineFails),
+        1 => Just(Event::Resume),
     ]
 }
 
@@ -44,6 +58,8 @@ struct Truth {
     memory: Option<String>,
     /// The owner has been told of writes that are in no committed epoch and in no image.
     volatile: bool,
+    /// Some of them are in the open epoch.
+    open: bool,
     /// The owner has been told that such writes are durable, although no memory could roll back with them.
     promised: bool,
 }
@@ -52,13 +68,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn no_history_resumes_stale_memory_or_hides_a_loss(
-        self_commit in any::<bool>(),
+        holds in holds(),
         events in proptest::collection::vec(event(), 1..80),
     ) {
-        let mut rig = Rig::new(self_commit);
+        let mut rig = Rig::new(holds);
         let mut truth = Truth::default();
         for event in events {
             let (generation, committed) = (rig.generation(), rig.machine.committed());
+            let (sealed, by_itself) = (rig.machine.sealed(), rig.machine.commits_by_itself());
             let given = |stale: bool| Generation(generation.0 - u64::from(stale && generation.0 > 0));
             match event {
                 Event::Attach(i) => {
@@ -68,10 +85,13 @@ proptest! {
                     }
                 }
                 Event::Park(i) => drop(rig.ask(Input::Park { standby: format!("b{i}") })),
+                // The driver commits before, see `Group::try_seal`.
+                Event::Seal { .. } if by_itself && truth.open => {}
                 Event::Seal { stale } => {
                     let given = given(stale);
                     let sealed = rig.ask(Input::Seal { generation: given });
                     prop_assert!(sealed.is_err() || given == generation);
+                    prop_assert!(sealed.is_err() || !by_itself || rig.machine.sealed() == committed.next(), "no empty first epoch");
                 }
                 Event::Commit { standby, stale } => {
                     let standby = format!("b{standby}");
@@ -102,7 +122,7 @@ proptest! {
                     rig.ask(Input::WriteWaits).unwrap();
                     match rig.machine.gate() {
                         Gate::Through => truth.memory = None,
-                        Gate::Held(_) => truth.volatile = true,
+                        Gate::Held(_) => (truth.volatile, truth.open) = (true, true),
                         Gate::Closed | Gate::Broken => {}
                     }
                 }
@@ -110,6 +130,20 @@ proptest! {
                     let free = rig.machine.gate() == Gate::Held(FlushRule::Free);
                     truth.promised |= free && truth.memory.is_none();
                     prop_assert!(!truth.promised, "a FLUSH was answered that nothing backs");
+                }
+                Event::SelfCommit => {
+                    prop_assert_eq!(by_itself, rig.machine.gate() == Gate::Held(FlushRule::SelfCommits));
+                    if by_itself {
+                        if truth.open {
+                            rig.ask(Input::SelfSeal).unwrap();
+                        }
+                        rig.commit_sealed();
+                        truth.volatile = false;
+                        truth.memory = None;
+                    } else {
+                        let refused = rig.ask(Input::SelfSeal);
+                        prop_assert_eq!(refused, Err(Refusal::Busy));
+                    }
                 }
                 Event::Settle => {
                     rig.settle();
@@ -123,7 +157,30 @@ proptest! {
                     prop_assert!(!(truth.volatile && same), "the owner goes on without its writes");
                     truth.volatile = false;
                 }
+                Event::MachineFails => {
+                    let flushes = rig.log.mode == Mode::Sync;
+                    rig = Rig::of(rig.log_applied(), Ending::MachineFailed, holds);
+                    let same = rig.generation() == generation;
+                    prop_assert!(!(truth.volatile && same) || flushes, "the owner goes on without its writes");
+                    (truth.volatile, truth.open) = (false, false);
+                }
+                Event::Resume => match rig.resume(holds, truth.open) {
+                    Some(resumed) => {
+                        prop_assert_eq!(resumed.machine.sealed(), sealed);
+                        prop_assert_eq!(resumed.machine.owner(), rig.machine.owner());
+                        prop_assert!(matches!(resumed.machine.gate(), Gate::Held(_)));
+                        rig = resumed;
+                    }
+                    None => {
+                        prop_assert!(!truth.volatile, "what was held is not used");
+                        rig = Rig::of(rig.log_applied(), Ending::MachineFailed, holds);
+                    }
+                }
             }
+            if rig.machine.sealed() > sealed || rig.generation() > generation {
+                truth.open = false;
+            }
+            prop_assert!(holds != Holds::Always || rig.machine.gate() != Gate::Through, "the images are written to");
             if rig.generation() > generation {
                 truth.volatile = false;
             }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 //! The rules, one by one, and random histories: here is the machine with a log that does what it is told.
 
+mod always;
 mod epochs;
 mod handover;
 mod histories;
@@ -15,34 +16,58 @@ use super::*;
 struct Rig {
     machine: Barriers,
     log: LogState,
-    self_commit: bool,
+    holds: Holds,
     effects: Vec<Effect>,
 }
 
 impl Rig {
-    fn new(self_commit: bool) -> Self {
-        Self::of(LogState::new(), true, self_commit)
+    fn new(holds: Holds) -> Self {
+        Self::of(LogState::new(), Ending::Closed, holds)
     }
 
-    fn of(log: LogState, clean: bool, self_commit: bool) -> Self {
-        let machine = Barriers::recover(&log, clean, self_commit);
+    fn of(log: LogState, ending: Ending, holds: Holds) -> Self {
+        let machine = Barriers::recover(&log, ending, holds);
         let mut rig = Self {
             machine,
             log,
-            self_commit,
+            holds,
             effects: Vec::new(),
         };
         rig.settle();
         rig
     }
 
-    /// The process dies and starts again; recovery applies what is committed.
+    /// The process dies and starts again, and nothing that it held is found; recovery applies what is committed.
     fn crash(&self) -> Self {
-        let log = LogState {
+        Self::of(self.log_applied(), Ending::Died, self.holds)
+    }
+
+    fn log_applied(&self) -> LogState {
+        LogState {
             applied: self.log.committed,
             ..self.log.clone()
+        }
+    }
+
+    /// The process dies and starts again with what it held, in a group that holds now as `holds` says. None: it holds nothing.
+    fn resume(&self, holds: Holds, held: bool) -> Option<Self> {
+        let left = Left {
+            generation: self.generation(),
+            sealed: self.machine.sealed(),
+            held,
+            parked: self.machine.parked().map(str::to_owned).collect(),
         };
-        Self::of(log, false, self.self_commit)
+        let log = self.log_applied();
+        let machine = Barriers::resume(&log, holds, &left)?;
+        let effects = Vec::new();
+        let mut rig = Self {
+            machine,
+            log,
+            holds,
+            effects,
+        };
+        rig.perform_log();
+        Some(rig)
     }
 
     fn ask(&mut self, input: Input) -> Result<Vec<Effect>, Refusal> {
@@ -125,6 +150,24 @@ impl Rig {
         }
     }
 
+    /// What the committer does for a group that commits by itself, with something in the open epoch.
+    fn self_commit(&mut self) -> Epoch {
+        self.ask(Input::SelfSeal).unwrap();
+        self.commit_sealed();
+        self.machine.committed()
+    }
+
+    fn commit_sealed(&mut self) {
+        while self.machine.committed() < self.machine.sealed() {
+            self.ask(Input::Commit {
+                generation: self.generation(),
+                epoch: self.machine.committed().next(),
+                standby: None,
+            })
+            .unwrap();
+        }
+    }
+
     fn generation(&self) -> Generation {
         self.machine.generation()
     }
@@ -161,7 +204,7 @@ impl Rig {
 
     /// A source under the protection of standby `b`, with one committed epoch.
     fn protected() -> Self {
-        let mut rig = Self::new(false);
+        let mut rig = Self::new(Holds::Protected);
         rig.ask(Input::Park {
             standby: "b".into(),
         })
