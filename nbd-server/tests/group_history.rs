@@ -12,9 +12,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use group_common::{SIZE, Site, attach, until};
+use group_common::{SIZE, Site, attach, attach_source, checkpoint, until};
 use nbd_server::Epoch;
 use nbd_server::export::{Cutter, Export};
+use nbd_server::group::barriers::Input;
 use nbd_server::group::history::HistoryConfig;
 use nbd_server::group::{Group, GroupMode, OpenError};
 use rand::rngs::StdRng;
@@ -220,6 +221,76 @@ fn a_history_that_is_there_is_kept_on_or_moved_away() {
     site.open().stop();
 }
 
+/// A VM from its boot to its end, with a takeover in between: sync mode, protected, without its standby, protected again.
+#[test]
+fn the_past_goes_on_through_protection_and_takeover() {
+    let mut site = site();
+    site.config.mode = GroupMode::Sync;
+    let mut random = StdRng::seed_from_u64(10);
+    let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+    let mut epochs = BTreeMap::from([(0, state.clone())]);
+    let mut group = site.open();
+    let (mut owner, mut generation) = ("source:0".to_owned(), attach_source(&group, "source:0"));
+    let write =
+        |group: &Group, owner: &str, state: &mut State, random: &mut StdRng, flush: bool| {
+            for (number, disk) in DISKS.iter().enumerate() {
+                let export = attach(group, disk, Some(owner)).export;
+                let (at, byte) = (random.random_range(0..SIZE - 9000), random.random());
+                export
+                    .write(at, Bytes::from(vec![byte; 9000]), false)
+                    .unwrap();
+                state[number][at as usize..at as usize + 9000].fill(byte);
+                if flush {
+                    export.flush().unwrap();
+                }
+            }
+        };
+    for round in 0..4 {
+        // Not protected: every FLUSH is a point.
+        for _ in 0..4 {
+            write(&group, &owner, &mut state, &mut random, true);
+            epochs.insert(group.status().committed.0, state.clone());
+        }
+        let standby = format!("standby:{round}");
+        group.park(&standby).unwrap();
+        for _ in 0..6 {
+            let sealed = checkpoint(&group, generation, &standby);
+            epochs.insert(sealed.epoch.0, state.clone());
+            write(&group, &owner, &mut state, &mut random, false);
+        }
+        match round {
+            // What the source wrote since its last checkpoint is gone with it.
+            0 | 2 => {
+                let taken = group
+                    .request_blocking(Input::Takeover {
+                        standby: standby.clone(),
+                    })
+                    .unwrap();
+                generation = taken.generation;
+                state.clone_from(&epochs[&taken.committed.0]);
+                owner = standby;
+            }
+            _ => {
+                let drained = group.request_blocking(Input::DrainToSync {
+                    generation,
+                    protection: None,
+                });
+                epochs.insert(drained.unwrap().committed.0, state.clone());
+            }
+        }
+        check(&group, &epochs);
+    }
+    group
+        .request_blocking(Input::Detach { generation })
+        .unwrap();
+    epochs.insert(group.status().committed.0, state.clone());
+    group.stop();
+    drop(group);
+    group = site.open();
+    check(&group, &epochs);
+    assert!(live(&group) == state);
+}
+
 fn live(group: &Group) -> State {
     DISKS
         .iter()
@@ -286,7 +357,7 @@ fn a_rewind_that_is_cut_short_goes_on_at_the_next_start() {
         let committed = group.status().committed;
         let past = Arc::clone(&group.history().unwrap().past);
         past.begin_rewind(Epoch(5)).unwrap();
-        for number in 0..done {
+        for (number, old) in epochs[&5].iter().enumerate().take(done) {
             // What the first pieces of it come to: saved, and the second half of it put back.
             let image = std::fs::OpenOptions::new()
                 .write(true)
@@ -300,7 +371,6 @@ fn a_rewind_that_is_cut_short_goes_on_at_the_next_start() {
                 })
                 .unwrap();
             capture.finish(committed).unwrap();
-            let old = &epochs[&5][number];
             let half = SIZE as usize / 4..SIZE as usize / 2;
             std::os::unix::fs::FileExt::write_all_at(&image, &old[half.clone()], half.start as u64)
                 .unwrap();
