@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Switchover(SwitchoverArgs),
     /// Set the disks of a VM back to a point of their past. What is undone stays in the history.
     Rewind(history::RewindArgs),
+    /// Bring a group's committed epochs into its images, to leave Epochgate: they are plain raw files.
+    Detach(DetachArgs),
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
@@ -315,6 +317,18 @@ pub(crate) struct RecoverArgs {
     /// Only show what would be lost; that is exit code 0 then.
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    /// The gateway's configuration. No gateway may have the group open.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Name of the group.
+    pub group: String,
     /// As JSON.
     #[arg(long)]
     pub json: bool,

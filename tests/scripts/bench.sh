@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover checkpoint overhead database nbd commit memory, and
+# The benchmarks, one after the other; writes docs/results.md, part by part. PARTS chooses (failover checkpoint overhead database nbd commit memory history, and
 # faults, which is only done when it is asked for; what is not chosen stays as it is). RUNS is the number of failovers of the main bench (100), OTHERS that of its two variants
 # (20), DATABASE that of the database bench (50; needs root, as does overhead), REPEATS how often the others repeat (3). CHECKPOINT, OVERHEAD,
-# NBD, COMMIT and MEMORY are further options of the bench of that name, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
+# NBD, COMMIT, MEMORY and HISTORY are further options of the bench of that name, such as NBD="--seconds 1 --size 512M". DISKS is where disks and logs lie (the directory for temporary files):
 # 10 GiB of storage that is worth measuring. Quit other work on the machine first.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-parts=${PARTS:-failover checkpoint overhead database nbd commit memory}
+parts=${PARTS:-failover checkpoint overhead database nbd commit memory history}
 runs=${RUNS:-100} others=${OTHERS:-20} repeats=${REPEATS:-3} disks=${DISKS:-${TMPDIR:-/tmp}}
 epochgate=${CARGO_TARGET_DIR:-target}/release/epochgate
 qemu10=target/qemu10/qemu-system-x86_64
@@ -17,8 +17,8 @@ trap 'rm -f "$out"' EXIT
 
 for part in $parts; do
   case $part in
-    failover | checkpoint | overhead | database | faults | nbd | commit | memory) ;;
-    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover checkpoint overhead database faults nbd commit memory" >&2; exit 2 ;;
+    failover | checkpoint | overhead | database | faults | nbd | commit | memory | history) ;;
+    *) echo "tests/scripts/bench.sh: there is no part '$part'; there are failover checkpoint overhead database faults nbd commit memory history" >&2; exit 2 ;;
   esac
 done
 
@@ -87,6 +87,13 @@ commit() { bench commit --repeats "$repeats" --dir "$disks" --markdown ${COMMIT:
 # shellcheck disable=SC2086
 memory() { bench memory --dir "$disks" --markdown ${MEMORY:-}; }
 
+# In memory, as a million commits would take an hour elsewhere.
+history() {
+  printf '## History\n\n'
+  # shellcheck disable=SC2086
+  bench history --markdown ${HISTORY:-}
+}
+
 # A part that was chosen is run; another is carried over.
 part() {
   if [[ " $parts " == *" $1 "* ]]; then
@@ -107,6 +114,7 @@ part faults
 part nbd
 part commit
 part memory
+part history
 cp "$out" "$results"
 echo "written: $results"
 exit "$code"

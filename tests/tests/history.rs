@@ -172,6 +172,27 @@ fn the_past_is_listed_pinned_read_and_gone_back_to() {
         .with(2);
     assert!(unknown.err.contains("epoch=NUMBER"), "{}", unknown.err);
     gateway.stop();
+    let verified = epochgate(["log", "verify", &bench.file("log")]).with(0);
+    assert!(
+        verified.out.contains("the history is whole"),
+        "{}",
+        verified.out
+    );
+    let config = bench.file("gateway.toml");
+    let detached = epochgate(["detach", "--config", &config, "vm"]).with(0);
+    assert!(detached.out.contains("root.img"), "{}", detached.out);
+    let raw = run_well(
+        "qemu-io",
+        [
+            "-r",
+            "-f",
+            "raw",
+            "-c",
+            "read -P 1 0 1M",
+            &bench.file("root.img"),
+        ],
+    );
+    assert!(!raw.contains("verification failed"), "{raw}");
     // As after any restart.
     let mut gateway = bench.start();
     bench.holds("vm/root", 1);

@@ -30,6 +30,7 @@ mod run;
 mod seal;
 mod sources;
 mod undone;
+mod verify;
 mod view;
 
 #[cfg(test)]
@@ -61,6 +62,7 @@ pub use maintain::Maintained;
 pub use open::Opened;
 pub use pins::{MAX_PINS, Pin};
 pub use retention::{Retention, Tier};
+pub use verify::{HistoryVerdict, verify};
 pub use view::{Changes, Layout, View};
 
 /// Where the log stands that a history belongs to.

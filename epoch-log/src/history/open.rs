@@ -269,7 +269,7 @@ impl Found {
 }
 
 /// Where the next batch goes, and what the last one is called.
-type End = (u64, u64);
+pub(super) type End = (u64, u64);
 
 /// Reads the run that grows. No end: it is damaged in the middle.
 fn scan(file: &Arc<RunFile>, header: &RunHeader) -> Result<(Active, Option<End>), HistoryError> {
@@ -280,7 +280,7 @@ fn scan(file: &Arc<RunFile>, header: &RunHeader) -> Result<(Active, Option<End>)
         entries: Vec::new(),
         through: header.from.epoch,
     };
-    let (mut at, mut previous) = (PAGE, file.salt);
+    let (mut at, mut previous) = start_of(file);
     let len = file.len()?;
     while let Some((batch, batch_len, sum)) = read_batch(file, at, previous)? {
         let before = u32::try_from(active.entries.len()).unwrap_or(u32::MAX);
@@ -317,6 +317,11 @@ fn was_written(file: &RunFile, offset: u64) -> Result<bool, HistoryError> {
     Ok(head.is_some_and(|(head, _)| is_batch(&head, file.salt, offset)))
 }
 
+/// Where the first batch of a run lies, and what it names as the one before.
+pub(super) fn start_of(file: &RunFile) -> End {
+    (PAGE, file.salt)
+}
+
 /// The head of a batch that may lie at `offset`.
 fn head_at(file: &RunFile, offset: u64) -> Result<Option<(Vec<u8>, BatchHeader)>, HistoryError> {
     let mut fixed = vec![0; BATCH_HEADER_LEN];
@@ -331,7 +336,7 @@ fn head_at(file: &RunFile, offset: u64) -> Result<Option<(Vec<u8>, BatchHeader)>
 }
 
 /// The batch at `offset`, if it is whole: its length and its checksum with it.
-fn read_batch(
+pub(super) fn read_batch(
     file: &RunFile,
     offset: u64,
     previous: u64,

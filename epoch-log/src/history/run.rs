@@ -203,6 +203,12 @@ impl ClosedRun {
         self.records(self.trailer.entries, from, to)
     }
 
+    /// Reads the whole index, for its checksums.
+    pub fn check_index(&self) -> Result<(), HistoryError> {
+        self.records::<Piece>(self.trailer.index, 0, self.trailer.index.count)
+            .map(drop)
+    }
+
     /// One entry.
     pub fn entry(&self, number: u32) -> Result<Entry, HistoryError> {
         let number = u64::from(number);

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use epoch_log::history::{self, HistoryVerdict};
 use epoch_log::inspect::{self, Report, Verdict};
+
+use nbd_server::group::history::DIRECTORY;
 
 use crate::cli::{LogArgs, RebindArgs};
 use crate::commands::log_recover;
@@ -25,12 +28,19 @@ pub(crate) fn inspect(args: &LogArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn verify(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let verdict = inspect::verify(&args.log).map_err(explain)?;
+    let history = history::verify(&args.log.join(DIRECTORY))?;
     if args.json {
-        println!("{}", serde_json::to_string(&verdict)?);
+        let mut all = serde_json::to_value(&verdict)?;
+        if let (Some(object), Some(history)) = (all.as_object_mut(), &history) {
+            object.insert("history".to_owned(), serde_json::to_value(history)?);
+        }
+        println!("{all}");
     } else {
         print_verdict(&args.log, &verdict);
+        history.iter().for_each(print_history);
     }
-    Ok(if verdict.is_whole() {
+    let past = history.is_none_or(|history| history.damages.is_empty());
+    Ok(if verdict.is_whole() && past {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -136,6 +146,24 @@ fn mode(mode: &epoch_log::Mode) -> String {
             "async mode, memory at {} since epoch {}",
             holder.standby, holder.since
         ),
+    }
+}
+
+fn print_history(history: &HistoryVerdict) {
+    for damage in &history.damages {
+        println!("DAMAGED  {damage}");
+    }
+    if history.damages.is_empty() {
+        println!(
+            "the history is whole: {} ranges, {} in {} files",
+            history.ranges,
+            bytes(history.bytes),
+            history.runs
+        );
+    } else {
+        println!(
+            "         Points before the damage can't be read where it lies. The disks are not touched by it."
+        );
     }
 }
 

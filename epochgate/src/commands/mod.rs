@@ -11,6 +11,7 @@ mod bench_nbd;
 mod bench_overhead;
 mod demo;
 mod demo_db;
+mod detach;
 mod export;
 mod gateway;
 mod history;
@@ -48,6 +49,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::Pin(args)) => history::pin(&args),
         Command::Log(LogCommand::Unpin(args)) => history::unpin(&args),
         Command::Rewind(args) => history::rewind(&args),
+        Command::Detach(args) => detach::run(&args),
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
         Command::Bench(BenchCommand::Faults(args)) => bench_faults::run(&args),

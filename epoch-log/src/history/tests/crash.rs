@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::super::{HistoryError, Retention, Tier};
+use super::super::{HistoryError, Retention, Tier, verify};
 use super::model::{Group, Write};
 use crate::Epoch;
 use crate::faults;
@@ -168,11 +168,14 @@ fn damage_is_never_taken_for_content() {
     );
     drop(group);
     let files = crate::tests::model::snapshot(dir.path());
+    let whole = verify(dir.path()).unwrap().unwrap();
+    assert!(whole.damages.is_empty() && whole.ranges > 100, "{whole:?}");
     let mut noticed = 0;
     for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".run")) {
         for at in (0..bytes.len() as u64).step_by(1237) {
             let left = restore(&files);
             flip(&left.path().join(name), at);
+            let verdict = verify(left.path()).unwrap().unwrap();
             let mut group = Group {
                 dir: left.path().to_owned(),
                 history: None,
@@ -219,6 +222,8 @@ fn damage_is_never_taken_for_content() {
                 }
             }
             noticed += usize::from(damaged);
+            let said = !verdict.damages.is_empty() || verdict.ranges < whole.ranges;
+            assert!(said || !damaged, "byte {at} of {name}: {verdict:?}");
             // And life goes on.
             group.run(&self::epochs(50));
             let newest = group.history().view(Epoch(group.applied)).unwrap();
