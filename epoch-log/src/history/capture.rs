@@ -6,11 +6,9 @@
 use std::io::{self, IoSlice};
 use std::sync::MutexGuard;
 
+use super::batch::{Batch, BatchHeader, MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS};
 use super::first::FirstMap;
-use super::format::{
-    Batch, BatchHeader, Boundary, Entry, MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, MAX_ENTRY_DATA,
-    MAX_ENTRY_HOLE, PAGE, Step, payload_sum,
-};
+use super::format::{Boundary, Entry, MAX_ENTRY_DATA, MAX_ENTRY_HOLE, PAGE, Step, payload_sum};
 use super::live::Active;
 use super::run::{RunFile, failed};
 use super::{History, HistoryError};

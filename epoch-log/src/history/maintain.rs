@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use super::format::MAX_BATCH_RECORDS;
+use super::batch::MAX_BATCH_RECORDS;
 use super::merge::Merge;
 use super::retention::{PINS_ONLY, Retention};
 use super::run::{ClosedRun, failed};

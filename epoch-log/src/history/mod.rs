@@ -15,6 +15,7 @@
 //!
 //! Where to read on: `format` for the bytes, `capture` for how something is saved, `view` for reading, `maintain` for what goes when.
 
+mod batch;
 mod capture;
 mod error;
 mod first;

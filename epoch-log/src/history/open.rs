@@ -4,10 +4,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::batch::{BATCH_HEADER_LEN, Batch, BatchHeader, is_batch};
 use super::capture::{Writer, covered_by};
-use super::format::{
-    BATCH_HEADER_LEN, Batch, BatchHeader, Boundary, PAGE, PAGE_LEN, RunHeader, Seal, Step, is_batch,
-};
+use super::format::{Boundary, PAGE, PAGE_LEN, RunHeader, Seal, Step};
 use super::live::{Active, Live};
 use super::run::{ClosedRun, RunFile, failed, file_name, number_of};
 use super::{Anchor, History, HistoryError, Options, merge, pins, roll, undone};
