@@ -27,6 +27,7 @@ mod image;
 mod layout;
 pub(crate) mod open;
 pub mod overlay;
+mod places;
 mod refusal;
 mod resume;
 mod shared;
@@ -40,6 +41,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use epoch_log::storage::Storage;
 use epoch_log::{Epoch, Generation};
 use tokio::sync::{broadcast, oneshot};
 
@@ -81,6 +83,8 @@ pub struct Group {
     shared: Arc<Shared>,
     /// Directory of the epoch log.
     log: PathBuf,
+    /// The same, to ask how it fares.
+    place: Arc<dyn Storage>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 

@@ -17,6 +17,7 @@ use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
 use super::image::{Image, ImageError};
+use super::places::{open_images, open_log};
 use super::resume;
 use super::shared::{Core, Shared};
 use super::{Channels, Group};
@@ -41,7 +42,8 @@ pub enum GroupMode {
 pub struct DiskConfig {
     /// Its name: the export is `group/name`.
     pub name: String,
-    /// The raw image file or block device.
+    /// The raw image: a file, a block device, or the URL of a server (`nfs://server/export/disk.raw`, `nbd://host:port/export`,
+    /// `nbd+unix:///export?socket=/path`).
     pub image: PathBuf,
     /// Refuse all writes.
     #[serde(default)]
@@ -57,7 +59,7 @@ pub struct DiskConfig {
 pub struct GroupConfig {
     /// Its name.
     pub name: String,
-    /// Directory of its epoch log; created if missing.
+    /// Directory of its epoch log, a path or `nfs://server/export/directory`; created if missing.
     pub log: PathBuf,
     /// What it does when no source owns it.
     #[serde(default)]
@@ -113,9 +115,11 @@ impl GroupConfig {
     pub fn rebind(&self) -> Result<(), OpenError> {
         check(self)?;
         let identities = identities(self, &open_images(self)?);
-        EpochLog::rebind(&self.log, &self.name, &identities).map_err(|source| OpenError::Log {
-            group: self.name.clone(),
-            source,
+        open_log(self).and_then(|storage| {
+            EpochLog::rebind_on(storage, &self.name, &identities).map_err(|source| OpenError::Log {
+                group: self.name.clone(),
+                source,
+            })
         })
     }
 }
@@ -224,6 +228,7 @@ impl Parts {
         now: Instant,
     ) -> Result<Self, OpenError> {
         let bell: Arc<Bell> = Arc::default();
+        let place = Arc::clone(&log.storage);
         let (log, clean) = recover(config, &images, log, progress)?;
         let sizes = images.iter().map(Image::size).collect();
         let start = resume::start(config, &log, clean, sizes, &bell)?;
@@ -259,6 +264,7 @@ impl Parts {
         let group = Group {
             shared,
             log: config.log.clone(),
+            place,
             threads: Mutex::default(),
         };
         Ok(Self {
@@ -281,7 +287,7 @@ impl Group {
         check(config)?;
         let images = open_images(config)?;
         let log = LogPlace {
-            storage: epoch_log::storage::directory(&config.log),
+            storage: open_log(config)?,
             options: log_options(config),
         };
         let parts = Parts::open(config, images, log, progress, Instant::now())?;
@@ -360,33 +366,6 @@ pub fn valid_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
-
-fn open_images(config: &GroupConfig) -> Result<Vec<Image>, OpenError> {
-    let mut images: Vec<Image> = Vec::new();
-    for disk in &config.disks {
-        let image =
-            Image::open(&disk.image, disk.read_only).map_err(|source| OpenError::Image {
-                group: config.name.clone(),
-                disk: disk.name.clone(),
-                source,
-            })?;
-        if images
-            .iter()
-            .any(|other| other.identity() == image.identity())
-        {
-            let what = format!(
-                "two disks have the same image {}; give each its own",
-                disk.image.display()
-            );
-            return Err(OpenError::Config {
-                group: config.name.clone(),
-                what,
-            });
-        }
-        images.push(image);
-    }
-    Ok(images)
 }
 
 /// By what the log recognises its disks.
