@@ -75,16 +75,24 @@ impl EpochLog {
     /// [`LogError::NotALog`]; [`LogError::Unapplied`] while committed epochs wait for the old images; else as
     /// [`EpochLog::open_or_create`].
     pub fn rebind(dir: &Path, group: &str, disks: &[DiskIdentity]) -> Result<(), LogError> {
-        let nothing = || LogError::NotALog {
-            dir: dir.to_owned(),
-        };
-        let there = LogDir::open(dir)
-            .and_then(|dir| segment::list(&dir))
-            .map_err(|_| nothing())?;
-        if there.segments.is_empty() {
-            return Err(nothing());
+        Self::rebind_on(Arc::new(Directory::at(dir)), group, disks)
+    }
+
+    /// The same on any storage.
+    ///
+    /// # Errors
+    /// As [`EpochLog::rebind`].
+    pub fn rebind_on(
+        storage: Arc<dyn Storage>,
+        group: &str,
+        disks: &[DiskIdentity],
+    ) -> Result<(), LogError> {
+        let dir = LogDir::on(Arc::clone(&storage));
+        if !segment::list(&dir).is_ok_and(|there| !there.segments.is_empty()) {
+            return Err(LogError::NotALog {
+                dir: storage.path().to_owned(),
+            });
         }
-        let storage = Arc::new(Directory::at(dir));
         let (mut log, recovered) =
             open(storage, group, disks, &LogOptions::default(), Binding::New)?;
         if !recovered.unapplied.is_empty() {

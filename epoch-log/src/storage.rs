@@ -95,6 +95,20 @@ pub trait Storage: fmt::Debug + Send + Sync {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// The directory `name` in this one, which need not be there yet.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where there are no directories in directories; what the system says.
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        let _ = name;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What is wrong with what is below now, for people: it does not answer, and everything waits.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Bytes that were never given out before: they tell the segments of one log from those of another.
     fn random(&self) -> [u8; 16] {
         *uuid::Uuid::new_v4().as_bytes()
@@ -292,6 +306,10 @@ impl Storage for Directory {
     fn free_space(&self) -> io::Result<u64> {
         let space = fstatvfs(self.handle()?)?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        Ok(directory(&self.path.join(name)))
     }
 }
 

@@ -437,6 +437,14 @@ pub(crate) enum BenchCommand {
     Memory(bench::MemoryArgs),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LabStorage {
+    /// In files of this machine.
+    File,
+    /// On a NAS in a network namespace (nfs-ganesha), over nfs://. Needs root.
+    Nfs,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct FailoverArgs {
     #[command(flatten)]
@@ -450,6 +458,12 @@ pub(crate) struct FailoverArgs {
     /// Kill only at this failpoint instead of all in turn (`random` for a random instant).
     #[arg(long, value_name = "NAME")]
     pub at: Option<String>,
+    /// Where images and log lie.
+    #[arg(long, value_enum, default_value = "file")]
+    pub storage: LabStorage,
+    /// With `--storage nfs`: before each failover freeze the NAS for so many seconds under load, then kill and restart its server.
+    #[arg(long, value_name = "S")]
+    pub nas_stall: Option<u64>,
     /// One JSON object at the end.
     #[arg(long, conflicts_with = "markdown")]
     pub json: bool,

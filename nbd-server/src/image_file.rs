@@ -11,6 +11,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::storage::Place;
+
 pub(crate) use device::Device;
 pub(crate) use direct::Direct;
 pub(crate) use extents::Extents;
@@ -37,6 +39,23 @@ pub enum ImageError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// It lies on a server, and can't be had from there.
+    #[error("cannot use the image {url}")]
+    Server {
+        /// Its URL.
+        url: PathBuf,
+        /// What the server or the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It lies on a server, where only groups have their images.
+    #[error(
+        "the image {url} lies on a server: such images are served in groups only; make it the disk of a [[group]] in sync mode"
+    )]
+    GroupsOnly {
+        /// Its URL.
+        url: PathBuf,
     },
     /// A directory, a pipe or the like.
     #[error("{path} is neither a regular file nor a block device")]
@@ -122,6 +141,9 @@ impl ImageFile {
     /// [`ImageError`].
     pub fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
         let path = path.to_owned();
+        if Place::is_url(&path) {
+            return Err(ImageError::GroupsOnly { url: path });
+        }
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => ImageError::Missing { path: path.clone() },
             _ => ImageError::Open {

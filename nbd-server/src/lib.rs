@@ -24,6 +24,7 @@ pub mod rates;
 pub mod raw_export;
 pub mod served;
 pub mod server;
+pub mod storage;
 pub mod storage_check;
 pub mod tls;
 pub mod transmission;

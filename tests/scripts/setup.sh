@@ -25,6 +25,9 @@ nbd-server         nbd-server
 nbdinfo            libnbd-bin
 nbdsh              python3-libnbd
 losetup            mount
+ganesha.nfsd       nfs-ganesha
+/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so nfs-ganesha-vfs
+rpcbind            rpcbind
 /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 libfaketime
 "
 

@@ -12,6 +12,7 @@
     reason = "a harness of tests fails by panicking"
 )]
 
+pub mod below;
 pub mod client;
 pub mod command;
 pub mod control;
@@ -19,6 +20,8 @@ mod die_with_parent;
 pub mod disk;
 pub mod epochs;
 pub mod frames;
+pub mod ledger;
+pub mod nas;
 pub mod nbd;
 pub mod network;
 pub mod paths;

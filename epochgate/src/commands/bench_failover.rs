@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
+use coordinator::report::Report;
 use indicatif::ProgressBar;
 use nbd_server::failpoint;
 use rand::rngs::StdRng;
@@ -17,9 +18,10 @@ use serde_json::{Value, json};
 
 use crate::bench::output::styled;
 use crate::bench::plot;
-use crate::cli::FailoverArgs;
+use crate::cli::{FailoverArgs, LabStorage};
 use crate::exit::Usage;
 use crate::lab::failover::{Outcome, judge, until_protected, until_witness_works};
+use crate::lab::layout::Layout;
 use crate::lab::seen::Seen;
 use crate::lab::site::is_interruption;
 use crate::lab::witness::Verdict;
@@ -83,8 +85,17 @@ fn kills(at: Option<&str>) -> anyhow::Result<Vec<&str>> {
 }
 
 fn one(args: &FailoverArgs, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcome, Seen)> {
-    let mut site = Site::start(&args.lab)?;
-    let result = play(&mut site, kill, rng);
+    let layout = Layout {
+        nas: args.storage == LabStorage::Nfs,
+        ..Layout::default()
+    };
+    let mut site = Site::with(&args.lab, &layout, Vec::new())?;
+    let result = play(
+        &mut site,
+        kill,
+        args.nas_stall.map(Duration::from_secs),
+        rng,
+    );
     let bad = result.as_ref().map_or(true, |(outcome, _)| !outcome.good());
     if args.keep
         && bad
@@ -95,9 +106,15 @@ fn one(args: &FailoverArgs, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Out
     result
 }
 
-fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcome, Seen)> {
+fn play(
+    site: &mut Site,
+    kill: &str,
+    stall: Option<Duration>,
+    rng: &mut StdRng,
+) -> anyhow::Result<(Outcome, Seen)> {
     let (before, killed_at) = if kill == RANDOM {
         let before = protect(site, &[])?;
+        trouble_nas(site, stall)?;
         wait(
             site,
             Duration::from_micros(rng.random_range(200_000..1_500_000)),
@@ -115,6 +132,7 @@ fn play(site: &mut Site, kill: &str, rng: &mut StdRng) -> anyhow::Result<(Outcom
                 (failpoint::WHEN.to_owned(), go.display().to_string()),
             ],
         )?;
+        trouble_nas(site, stall)?;
         std::fs::write(&go, "")?;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while !site.ended(Who::Source) {
@@ -142,6 +160,31 @@ fn protect(site: &mut Site, env: &[(String, String)]) -> anyhow::Result<Verdict>
     site.start_standby()?;
     until_protected(site, |_| {})?;
     until_witness_works(site, 50)
+}
+
+/// The NAS stands still for a while and goes on, then its server is killed and started again, all while the guest works.
+fn trouble_nas(site: &mut Site, stall: Option<Duration>) -> anyhow::Result<()> {
+    let Some(stall) = stall else { return Ok(()) };
+    let Some(nas) = site.nas() else {
+        return Err(Usage("--nas-stall needs --storage nfs".to_owned()).into());
+    };
+    nas.freeze()?;
+    wait(site, stall)?;
+    if let Some(nas) = site.nas() {
+        nas.thaw();
+    }
+    wait(site, Duration::from_millis(500))?;
+    if let Some(nas) = site.nas() {
+        nas.kill();
+        nas.start_server()?;
+    }
+    let committed = site.seen().committed;
+    site.wait_for(
+        Duration::from_secs(60),
+        "an epoch to commit again",
+        |_, report| matches!(report, Report::Committed { epoch, .. } if epoch.0 > committed),
+    )?;
+    Ok(())
 }
 
 fn wait(site: &mut Site, length: Duration) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use nbd_server::gateway::{ExportConfig, GatewayConfig};
 use nbd_server::group::{DiskConfig, GroupConfig, GroupMode};
+use nbd_server::storage::Place;
 use nbd_server::tls::TlsConfig;
 
 use nbd_server::server::inherited_sockets;
@@ -88,6 +89,11 @@ fn tls(args: &ServeArgs) -> Option<TlsConfig> {
 
 /// `IMAGE.epochlog`, beside the image.
 fn log_beside(args: &ServeArgs) -> PathBuf {
+    if Place::is_url(&args.image)
+        && let Some((place, query)) = args.image.to_str().and_then(|url| url.split_once('?'))
+    {
+        return format!("{place}.epochlog?{query}").into();
+    }
     let mut log = args.image.clone().into_os_string();
     log.push(".epochlog");
     log.into()

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::nas::Nas;
 use super::network::Host;
 use super::relay;
 use super::site::VM;
@@ -45,6 +46,8 @@ pub(crate) struct Layout {
     pub networked: bool,
     /// What can be made to fail.
     pub small: Option<Small>,
+    /// Images and log lie on a NAS, over nfs://.
+    pub nas: bool,
 }
 
 impl Default for Layout {
@@ -57,6 +60,7 @@ impl Default for Layout {
             saved: None,
             networked: false,
             small: None,
+            nas: false,
         }
     }
 }
@@ -66,11 +70,15 @@ impl Default for Layout {
 pub(crate) struct Paths {
     pub dir: PathBuf,
     pub small: Option<Small>,
+    pub nas: bool,
 }
 
 impl Paths {
     pub(crate) fn log(&self) -> PathBuf {
         let name = format!("{VM}.epochlog");
+        if self.nas {
+            return Nas::url(&self.nas_dir(), &name);
+        }
         match self.small {
             Some(Small::LogFull) => self.small_dir().join(name),
             _ => self.dir.join(name),
@@ -82,6 +90,11 @@ impl Paths {
             Some(Small::ImagesFull | Small::ImagesFail) => self.small_dir(),
             _ => self.dir.clone(),
         }
+    }
+
+    /// What the NAS exports, if there is one.
+    pub(crate) fn nas_dir(&self) -> PathBuf {
+        self.dir.join("nas")
     }
 
     /// Where the small file system is mounted, if there is one.

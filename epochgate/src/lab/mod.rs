@@ -11,6 +11,7 @@ pub(crate) mod failover;
 pub(crate) mod lan;
 pub(crate) mod layout;
 pub(crate) mod namespaces;
+pub(crate) mod nas;
 pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod qmp;

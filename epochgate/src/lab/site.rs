@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal};
 
 use super::layout::{self, DISKS, Layout, Paths, Small};
 use super::namespaces::Place;
+use super::nas::Nas;
 use super::network::{Host, Network};
 use super::process::Process;
 use super::relay::{self, Relay};
@@ -55,6 +56,7 @@ pub(crate) struct Site {
     relays: Option<[Relay; 3]>,
     network: Option<Network>,
     small: Option<SmallDisk>,
+    nas: Option<Nas>,
     ram_dir: tempfile::TempDir,
     dir: Option<tempfile::TempDir>,
 }
@@ -134,10 +136,14 @@ impl Site {
             relays: None,
             network: None,
             small: None,
+            nas: None,
             ram_dir,
             dir: Some(dir),
         };
         site.start_small_disk()?;
+        if layout.nas {
+            site.nas = Some(Nas::start(&site.paths().nas_dir())?);
+        }
         let images = site.make_images()?;
         layout::write_files(
             layout,
@@ -157,6 +163,7 @@ impl Site {
         Paths {
             dir: self.path().to_owned(),
             small: self.layout.small,
+            nas: self.layout.nas,
         }
     }
 
@@ -168,6 +175,11 @@ impl Site {
     /// Its small disk, where it has one.
     pub(crate) fn small_disk(&self) -> Option<&SmallDisk> {
         self.small.as_ref()
+    }
+
+    /// Its NAS, where it has one.
+    pub(crate) fn nas(&mut self) -> Option<&mut Nas> {
+        self.nas.as_mut()
     }
 
     fn start_small_disk(&mut self) -> anyhow::Result<()> {
@@ -186,6 +198,7 @@ impl Site {
             let name = format!("{disk}.img");
             let file = match &self.small {
                 Some(small) if self.layout.small != Some(Small::LogFull) => small.inside(&name),
+                _ if self.layout.nas => self.paths().nas_dir().join(&name),
                 _ => self.path().join(&name),
             };
             match &self.layout.saved {
@@ -196,6 +209,7 @@ impl Site {
                 Some(small) if self.layout.small == Some(Small::ImagesFail) => {
                     small.device(&name)?
                 }
+                _ if self.layout.nas => Nas::url(&self.paths().nas_dir(), &name),
                 _ => self.paths().image_dir().join(&name),
             });
         }
@@ -229,6 +243,11 @@ impl Site {
             && let Some(small) = &self.small
         {
             place.mounts = Some(small.mounts()?);
+        }
+        if who == Who::Gateway
+            && let Some(nas) = &self.nas
+        {
+            place = nas.host()?;
         }
         Ok(place)
     }

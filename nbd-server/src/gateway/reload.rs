@@ -12,6 +12,7 @@ use super::{ExportConfig, GatewayConfig, GatewayError, aliases, check};
 use crate::group::{Group, GroupConfig};
 use crate::image_file;
 use crate::served::Served;
+use crate::storage::Place;
 
 /// What a reload has changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -367,6 +368,9 @@ pub(super) fn in_use(group: &Group) -> Option<String> {
 
 /// What tells the file at `path` from all others on the machine. None: there is none.
 fn identity(path: &Path) -> Option<(u64, u64)> {
+    if let Some(named) = Place::parse(path).ok()?.server() {
+        return Some(named);
+    }
     let metadata = std::fs::metadata(path).ok()?;
     Some(image_file::identity(&metadata))
 }

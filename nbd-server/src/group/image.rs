@@ -1,4 +1,4 @@
-//! The image of one disk: a raw file or a block device. Knows bytes and nothing of epochs.
+//! The image of one disk: a raw file, a block device, or what a server has. Knows bytes and nothing of epochs.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,7 +16,7 @@ use rustix::io::{Errno, ReadWriteFlags, pwritev};
 
 pub use crate::image_file::ImageError;
 
-/// What a group needs of an image that is no file: a simulator's.
+/// What a group needs of an image that is no file: one on a server, a simulator's.
 pub trait RawImage: std::fmt::Debug + Send + Sync {
     /// Fills `buf` from `offset`.
     ///
@@ -41,6 +41,32 @@ pub trait RawImage: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// What the storage says; what is durable is not known then.
     fn sync(&self) -> io::Result<()>;
+
+    /// Begins to write, as [`RawImage::write`]. What goes wrong is told by the next [`RawImage::sync`] at the latest.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn write_behind(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.write(offset, parts)
+    }
+
+    /// Gives a range back: what is read there afterwards is anything.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn trim(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.zero(offset, len)
+    }
+
+    /// Reads may have to wait for somebody.
+    fn may_wait(&self) -> bool {
+        false
+    }
+
+    /// What is wrong with the storage now, for people.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Where the bytes are.
@@ -97,6 +123,29 @@ impl Image {
         }
     }
 
+    /// An image of `size` bytes on a server.
+    pub(crate) fn remote(
+        url: &Path,
+        identity: (u64, u64),
+        size: u64,
+        image: Arc<dyn RawImage>,
+    ) -> Self {
+        Self {
+            path: url.to_owned(),
+            bytes: Bytes::Raw(image),
+            size,
+            identity,
+        }
+    }
+
+    /// What is wrong with its storage now, for people.
+    pub fn trouble(&self) -> Option<String> {
+        match &self.bytes {
+            Bytes::File { .. } => None,
+            Bytes::Raw(image) => image.trouble(),
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -116,6 +165,7 @@ impl Image {
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
         let file = match &self.bytes {
             Bytes::File { file, .. } => file,
+            Bytes::Raw(image) if image.may_wait() => return Ok(false),
             Bytes::Raw(image) => return image.read(offset, buf).map(|()| true),
         };
         let want = buf.len();
@@ -165,7 +215,8 @@ impl Image {
             Bytes::Raw(image) => {
                 return match extent.content {
                     Content::Data(data) => image.write(extent.offset, &[data]),
-                    _ => image.zero(extent.offset, extent.len),
+                    Content::Trim => image.trim(extent.offset, extent.len),
+                    Content::Zero | Content::Hole => image.zero(extent.offset, extent.len),
                 };
             }
         };
@@ -203,13 +254,14 @@ impl Image {
         })
     }
 
-    /// Writes `parts`, at most 1024, one behind the other from `offset` on. They are used up.
+    /// Writes `parts`, at most 1024, one behind the other from `offset` on. They are used up. On a server errors may come from the next
+    /// [`Image::sync`] only.
     pub fn write_vectored(&self, mut offset: u64, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         let file = match &self.bytes {
             Bytes::File { file, .. } => file,
             Bytes::Raw(image) => {
                 let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
-                return image.write(offset, &parts);
+                return image.write_behind(offset, &parts);
             }
         };
         while !parts.is_empty() {

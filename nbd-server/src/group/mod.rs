@@ -28,6 +28,8 @@ mod image;
 mod layout;
 pub(crate) mod open;
 pub mod overlay;
+mod places;
+mod recover;
 mod refusal;
 mod resume;
 mod shared;
@@ -41,6 +43,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use epoch_log::storage::Storage;
 use epoch_log::{Epoch, Generation};
 use tokio::sync::{broadcast, oneshot};
 
@@ -84,6 +87,8 @@ pub struct Group {
     shared: Arc<Shared>,
     /// Directory of the epoch log.
     log: PathBuf,
+    /// The same, to ask how it fares.
+    place: Arc<dyn Storage>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Keeps the history in its bounds.
     keeper: Mutex<Option<Keeper>>,

@@ -1,14 +1,13 @@
 //! Opening a group: images, log, recovery, threads.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use epoch_log::history::{Anchor, History, HistoryError, Options};
+use epoch_log::history::HistoryError;
 use epoch_log::storage::Storage;
-use epoch_log::{DiskIdentity, Epoch, EpochLog, LogError, LogOptions, Mode};
+use epoch_log::{DiskIdentity, Epoch, EpochLog, LogError, LogOptions};
 use serde::{Deserialize, Serialize};
 
 use super::applier::Applier;
@@ -17,8 +16,10 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
-use super::history::{self, GroupHistory, HistoryConfig, Keeper, RewindError, Rewound, now_ms};
+use super::history::{HistoryConfig, Keeper, RewindError};
 use super::image::{Image, ImageError};
+use super::places::{open_images, open_log};
+use super::recover::recover;
 use super::resume;
 use super::shared::{Core, Shared};
 use super::{Channels, Group};
@@ -43,7 +44,8 @@ pub enum GroupMode {
 pub struct DiskConfig {
     /// Its name: the export is `group/name`.
     pub name: String,
-    /// The raw image file or block device.
+    /// The raw image: a file, a block device, or the URL of a server (`nfs://server/export/disk.raw`, `nbd://host:port/export`,
+    /// `nbd+unix:///export?socket=/path`).
     pub image: PathBuf,
     /// Refuse all writes.
     #[serde(default)]
@@ -59,7 +61,7 @@ pub struct DiskConfig {
 pub struct GroupConfig {
     /// Its name.
     pub name: String,
-    /// Directory of its epoch log; created if missing.
+    /// Directory of its epoch log, a path or `nfs://server/export/directory`; created if missing.
     pub log: PathBuf,
     /// What it does when no source owns it.
     #[serde(default)]
@@ -98,37 +100,6 @@ fn default_interval() -> u64 {
 }
 
 impl GroupConfig {
-    /// Sets the group back to epoch `to` of its history. Nobody may have it open. Interrupted, it goes on when the group is opened.
-    ///
-    /// # Errors
-    /// [`OpenError`]: with [`OpenError::History`] nothing has changed.
-    pub fn rewind(&self, to: Epoch) -> Result<Rewound, OpenError> {
-        check(self)?;
-        let images = open_images(self)?;
-        let place = LogPlace {
-            storage: epoch_log::storage::directory(&self.log),
-            options: log_options(self),
-        };
-        let (mut log, _, history) = recover(self, &images, place, &mut |_| {})?;
-        let history = history.ok_or_else(|| OpenError::Config {
-            group: self.name.clone(),
-            what: "it keeps no history; add [group.history] to its configuration".to_owned(),
-        })?;
-        let marked = history.past.begin_rewind(to);
-        marked.map_err(|source| history_error(self, source))?;
-        let rewound = go_on_rewinding(self, &images, &mut log, &history)?;
-        let rewound = rewound.ok_or_else(|| OpenError::Start {
-            group: self.name.clone(),
-            what: "the mark of the rewind is gone".to_owned(),
-        })?;
-        let closed = log.close_clean();
-        closed.map_err(|source| OpenError::Log {
-            group: self.name.clone(),
-            source,
-        })?;
-        Ok(rewound)
-    }
-
     /// A group with defaults for all that is not given, whose held epochs go with the process.
     pub fn new(name: impl Into<String>, log: impl Into<PathBuf>, disks: Vec<DiskConfig>) -> Self {
         Self {
@@ -150,9 +121,11 @@ impl GroupConfig {
     pub fn rebind(&self) -> Result<(), OpenError> {
         check(self)?;
         let identities = identities(self, &open_images(self)?);
-        EpochLog::rebind(&self.log, &self.name, &identities).map_err(|source| OpenError::Log {
-            group: self.name.clone(),
-            source,
+        open_log(self).and_then(|storage| {
+            EpochLog::rebind_on(storage, &self.name, &identities).map_err(|source| OpenError::Log {
+                group: self.name.clone(),
+                source,
+            })
         })
     }
 }
@@ -262,15 +235,6 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
-/// An error of the log's replay or of an image under it.
-struct ReplayError(std::io::Error);
-
-impl From<LogError> for ReplayError {
-    fn from(error: LogError) -> Self {
-        Self(error.into())
-    }
-}
-
 /// Where the log is, and how it is kept.
 pub(super) struct LogPlace {
     pub storage: Arc<dyn Storage>,
@@ -294,6 +258,7 @@ impl Parts {
         now: Instant,
     ) -> Result<Self, OpenError> {
         let bell: Arc<Bell> = Arc::default();
+        let place = Arc::clone(&log.storage);
         let (log, clean, history) = recover(config, &images, log, progress)?;
         let sizes = images.iter().map(Image::size).collect();
         let start = resume::start(config, &log, clean, sizes, &bell)?;
@@ -330,6 +295,7 @@ impl Parts {
         let group = Group {
             shared,
             log: config.log.clone(),
+            place,
             threads: Mutex::default(),
             keeper: Mutex::default(),
         };
@@ -353,7 +319,7 @@ impl Group {
         check(config)?;
         let images = open_images(config)?;
         let log = LogPlace {
-            storage: epoch_log::storage::directory(&config.log),
+            storage: open_log(config)?,
             options: log_options(config),
         };
         let parts = Parts::open(config, images, log, progress, Instant::now())?;
@@ -442,35 +408,8 @@ pub fn valid_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
-fn open_images(config: &GroupConfig) -> Result<Vec<Image>, OpenError> {
-    let mut images: Vec<Image> = Vec::new();
-    for disk in &config.disks {
-        let image =
-            Image::open(&disk.image, disk.read_only).map_err(|source| OpenError::Image {
-                group: config.name.clone(),
-                disk: disk.name.clone(),
-                source,
-            })?;
-        if images
-            .iter()
-            .any(|other| other.identity() == image.identity())
-        {
-            let what = format!(
-                "two disks have the same image {}; give each its own",
-                disk.image.display()
-            );
-            return Err(OpenError::Config {
-                group: config.name.clone(),
-                what,
-            });
-        }
-        images.push(image);
-    }
-    Ok(images)
-}
-
 /// By what the log recognises its disks.
-fn identities(config: &GroupConfig, images: &[Image]) -> Vec<DiskIdentity> {
+pub(super) fn identities(config: &GroupConfig, images: &[Image]) -> Vec<DiskIdentity> {
     images
         .iter()
         .zip(&config.disks)
@@ -483,171 +422,12 @@ fn identities(config: &GroupConfig, images: &[Image]) -> Vec<DiskIdentity> {
 }
 
 /// The log holds about as much as memory does until the images have it: so many segments are worth keeping for the next epochs.
-fn log_options(config: &GroupConfig) -> LogOptions {
+pub(super) fn log_options(config: &GroupConfig) -> LogOptions {
     let options = LogOptions::default();
     let budget = config.memory_budget_mib.saturating_mul(1 << 20);
     let segments = budget.div_ceil(options.segment_bytes).saturating_add(1);
     LogOptions {
         spare_segments: usize::try_from(segments).unwrap_or(usize::MAX),
         ..options
-    }
-}
-
-fn recover(
-    config: &GroupConfig,
-    images: &[Image],
-    place: LogPlace,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<(EpochLog, bool, Option<GroupHistory>), OpenError> {
-    let log_error = |source| OpenError::Log {
-        group: config.name.clone(),
-        source,
-    };
-    let identities = identities(config, images);
-    let (mut log, recovered) = EpochLog::open_or_create_on(
-        Arc::clone(&place.storage),
-        &config.name,
-        &identities,
-        place.options.clone(),
-    )
-    .map_err(log_error)?;
-    let history = open_history(config, &place, &log)?;
-    let total = recovered.unapplied.len() as u64;
-    for (applied, epoch) in (1..).zip(&recovered.unapplied) {
-        if let Some(history) = &history {
-            history::save_epoch(history, images, &log, *epoch)
-                .map_err(|source| history_error(config, source))?;
-        }
-        apply_epoch(config, images, &log, *epoch)?;
-        progress(Progress {
-            group: &config.name,
-            applied,
-            total,
-        });
-    }
-    if let Some(last) = recovered.unapplied.last() {
-        for (image, _) in images
-            .iter()
-            .zip(&config.disks)
-            .filter(|(_, disk)| !disk.read_only)
-        {
-            image.sync().map_err(|source| apply_error(config, source))?;
-        }
-        log.mark_applied(*last).map_err(log_error)?;
-        if let Some(history) = &history {
-            history.past.applied(*last);
-        }
-    }
-    if let Some(history) = &history {
-        go_on_rewinding(config, images, &mut log, history)?;
-    }
-    let state = log.state();
-    tracing::info!(group = config.name, state = %Said(state), clean = recovered.clean, "the epoch log is open");
-    Ok((log, recovered.clean, history))
-}
-
-/// Sets the images back where that was begun: see [`history::carry_out`].
-fn go_on_rewinding(
-    config: &GroupConfig,
-    images: &[Image],
-    log: &mut EpochLog,
-    history: &GroupHistory,
-) -> Result<Option<Rewound>, OpenError> {
-    let rewinding = history
-        .past
-        .rewinding()
-        .map_err(|source| history_error(config, source))?;
-    let Some(to) = rewinding else {
-        return Ok(None);
-    };
-    let rewound = history::carry_out(history, images, log, to);
-    let rewound = rewound.map_err(|source| OpenError::Rewind {
-        group: config.name.clone(),
-        to,
-        source,
-    })?;
-    tracing::info!(
-        group = config.name,
-        to = to.0,
-        epoch = rewound.epoch.0,
-        bytes = rewound.bytes,
-        "the group is set back"
-    );
-    Ok(Some(rewound))
-}
-
-fn apply_epoch(
-    config: &GroupConfig,
-    images: &[Image],
-    log: &EpochLog,
-    epoch: Epoch,
-) -> Result<(), OpenError> {
-    log.replay_epoch(epoch, |extent| match images.get(usize::from(extent.disk)) {
-        Some(image) => image.apply(&extent).map_err(ReplayError),
-        None => Err(ReplayError(std::io::Error::other(format!(
-            "the log names disk number {}",
-            extent.disk
-        )))),
-    })
-    .map_err(|ReplayError(source)| apply_error(config, source))
-}
-
-fn apply_error(config: &GroupConfig, source: std::io::Error) -> OpenError {
-    OpenError::Apply {
-        group: config.name.clone(),
-        source,
-    }
-}
-
-fn history_error(config: &GroupConfig, source: HistoryError) -> OpenError {
-    OpenError::History {
-        group: config.name.clone(),
-        source,
-    }
-}
-
-/// Opens the history that belongs to the log, if it is to be kept. One that is there must be.
-fn open_history(
-    config: &GroupConfig,
-    place: &LogPlace,
-    log: &EpochLog,
-) -> Result<Option<GroupHistory>, OpenError> {
-    let dir = place.storage.path().join(history::DIRECTORY);
-    let Some(wanted) = &config.history else {
-        if dir.is_dir() {
-            return Err(OpenError::HistoryLeft {
-                group: config.name.clone(),
-                dir,
-            });
-        }
-        return Ok(None);
-    };
-    let storage = epoch_log::storage::directory(&dir);
-    let (past, opened) = History::open(storage, Anchor::from(log), Options::default(), now_ms())
-        .map_err(|source| history_error(config, source))?;
-    for lost in &opened.lost {
-        tracing::error!(group = config.name, "the history is damaged: {lost}");
-    }
-    Ok(Some(GroupHistory {
-        past,
-        retention: wanted.retention(),
-    }))
-}
-
-/// A log's state in a few words.
-struct Said<'a>(&'a epoch_log::LogState);
-
-impl fmt::Display for Said<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mode = if self.0.mode == Mode::Sync {
-            "sync"
-        } else {
-            "async"
-        };
-        write!(
-            f,
-            "generation {}, {mode} mode, epoch {} committed",
-            self.0.generation, self.0.committed
-        )
     }
 }

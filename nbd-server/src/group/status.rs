@@ -47,9 +47,18 @@ impl Group {
             backlog: barriers.committed().0.saturating_sub(barriers.applied().0),
             attachments: attachments.into_values().collect(),
             history: self.history().map(|history| history.past.status()),
-            last_error: self.shared.last_error(),
+            last_error: self.trouble(),
             disks: self.shared.disks.iter().map(|disk| disk.status()).collect(),
         }
+    }
+
+    /// What fails now, and what of the storage below does not answer.
+    fn trouble(&self) -> Option<String> {
+        let disks = self.shared.disks.iter();
+        let below = disks.filter_map(|disk| disk.image.trouble());
+        let said = self.shared.last_error().into_iter();
+        let all: Vec<String> = said.chain(self.place.trouble()).chain(below).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 }
 

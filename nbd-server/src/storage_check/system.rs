@@ -62,6 +62,10 @@ pub fn storage_advice(config: &GatewayConfig) -> Vec<String> {
 }
 
 fn place(what: String, path: &Path, is_log: bool) -> Option<Place> {
+    // Of what a server has below nothing is seen from here.
+    if crate::storage::Place::is_url(path) {
+        return None;
+    }
     let path = std::path::absolute(path).ok()?;
     let there = path.ancestors().find_map(|path| path.canonicalize().ok())?;
     let metadata = fs::metadata(&there).ok()?;

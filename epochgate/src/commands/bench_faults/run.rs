@@ -57,6 +57,7 @@ pub(super) fn layout(saved: &Path) -> Layout {
         saved: Some(saved.to_owned()),
         networked: false,
         small: None,
+        nas: false,
     }
 }
 
