@@ -30,12 +30,17 @@ pub struct Figures {
     pub apply_backlog_bytes: u64,
     /// What the files of the log take on their disk.
     pub log_bytes: u64,
+    /// What the files of the history take; 0 without one.
+    pub history_bytes: u64,
+    /// The oldest epoch that can be gone back to; 0 without a history.
+    pub history_oldest: u64,
 }
 
 impl Group {
     /// The state of the group. It looks at the files of the log, which may block.
     pub fn figures(&self) -> Figures {
         let log_bytes = allocated(&self.log);
+        let history = self.history().map(|history| history.past.status());
         let core = self.shared.core();
         let barriers = &core.barriers;
         let committed = barriers.committed();
@@ -51,6 +56,8 @@ impl Group {
             committed: committed.0,
             applied: barriers.applied().0,
             log_bytes,
+            history_bytes: history.as_ref().map_or(0, |history| history.bytes),
+            history_oldest: history.as_ref().map_or(0, |history| history.oldest.0),
             ..Figures::default()
         };
         for cut in &core.cuts {

@@ -232,7 +232,7 @@ impl Encoder<'_> {
     fn groups(&mut self, groups: &[GroupFigures]) -> fmt::Result {
         let bytes = Some(&Unit::Bytes);
         type Value = fn(&Figures) -> u64;
-        let gauges: [(&str, &str, Option<&Unit>, Value); 10] = [
+        let gauges: [(&str, &str, Option<&Unit>, Value); 12] = [
             (
                 "group_generation",
                 "Rises each time the disks change hands",
@@ -283,6 +283,18 @@ impl Encoder<'_> {
                 "What the epoch log takes on its disk",
                 bytes,
                 |f| f.log_bytes,
+            ),
+            (
+                "group_history",
+                "What the history takes on its disk",
+                bytes,
+                |f| f.history_bytes,
+            ),
+            (
+                "group_history_oldest_epoch",
+                "The oldest epoch that can be gone back to",
+                None,
+                |f| f.history_oldest,
             ),
         ];
         for (name, help, unit, value) in gauges {
