@@ -128,12 +128,19 @@ impl CommandLine<'_> {
             option("-append", append.into());
         }
         for disk in self.disks {
-            option("-blockdev", blockdev(disk).to_string().into());
+            match disk.overlay {
+                true => option("-drive", overlay(disk).into()),
+                false => option("-blockdev", blockdev(disk).to_string().into()),
+            }
             option("-device", device(disk).into());
         }
         // A guest that powers off leaves its QEMU in place, so that the event is never lost with the process.
         args.extend(["-nodefaults", "-no-user-config", "-no-shutdown", "-S"].map(OsString::from));
-        args.extend(d.extra_args.iter().map(|arg| self.fill_in(arg).into()));
+        let extra = match self.role {
+            Role::Clone => unplugged(&d.extra_args),
+            Role::Source | Role::Standby => d.extra_args.clone(),
+        };
+        args.extend(extra.iter().map(|arg| self.fill_in(arg).into()));
         args
     }
 
@@ -148,6 +155,54 @@ impl CommandLine<'_> {
 
 fn node(disk: &DiskAttachment) -> String {
     format!("disk-{}", disk.id)
+}
+
+/// The user's arguments with every network backend replaced by one that leads nowhere. The guest's interfaces stay.
+fn unplugged(args: &[String]) -> Vec<String> {
+    let mut hubs = 0..;
+    let mut after_netdev = false;
+    let each = args.iter().map(|arg| {
+        let backend = std::mem::replace(
+            &mut after_netdev,
+            matches!(arg.as_str(), "-netdev" | "--netdev"),
+        );
+        if !backend {
+            return arg.clone();
+        }
+        let id = crate::gate::netdev_id(arg).unwrap_or_default();
+        // A hub with one port.
+        format!("hubport,id={id},hubid={}", hubs.next().unwrap_or(0))
+    });
+    each.collect()
+}
+
+/// Why a VM with these arguments can't be cloned.
+pub(crate) fn check_clone(args: &[String]) -> Result<(), String> {
+    for (option, value) in args.iter().zip(args.iter().skip(1)) {
+        let name = option.trim_start_matches('-');
+        let backend = option.starts_with('-') && ["nic", "net"].contains(&name);
+        if backend && value != "none" {
+            return Err(format!(
+                "extra_args contains \"{option} {value}\", which a clone can't be kept off the network with: write it as -netdev with \
+                 an id and -device"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A disk whose export stays as it is.
+fn overlay(disk: &DiskAttachment) -> String {
+    let mut below = blockdev(&DiskAttachment {
+        read_only: true,
+        ..disk.clone()
+    });
+    if let Some(below) = below.as_object_mut() {
+        // The node of this name is the one above.
+        below.remove("node-name");
+    }
+    let (id, below) = (node(disk), below.to_string().replace(',', ",,"));
+    format!("if=none,id={id},snapshot=on,file=json:{below}")
 }
 
 fn blockdev(disk: &DiskAttachment) -> Value {

@@ -35,7 +35,7 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// Which of the two QEMUs of a VM. Goes into file names and into the placeholder `{role}`.
+/// Which of the QEMUs of a VM. Goes into file names and into the placeholder `{role}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -43,6 +43,8 @@ pub enum Role {
     Source,
     /// The one that waits to continue it.
     Standby,
+    /// A copy of an earlier state, beside the others. It reaches no network.
+    Clone,
 }
 
 impl fmt::Display for Role {
@@ -50,6 +52,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Role::Source => "source",
             Role::Standby => "standby",
+            Role::Clone => "clone",
         })
     }
 }
@@ -80,6 +83,15 @@ impl RuntimePlace {
     pub fn standby(runtime_dir: impl Into<PathBuf>) -> Self {
         RuntimePlace {
             role: Role::Standby,
+            runtime_dir: runtime_dir.into(),
+            host: String::new(),
+        }
+    }
+
+    /// The place of a clone in `runtime_dir`.
+    pub fn clone_of(runtime_dir: impl Into<PathBuf>) -> Self {
+        RuntimePlace {
+            role: Role::Clone,
             runtime_dir: runtime_dir.into(),
             host: String::new(),
         }
@@ -123,6 +135,9 @@ pub struct DiskAttachment {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// The export is only read, and what the guest writes goes to a temporary file that ends with QEMU.
+    #[serde(default)]
+    pub overlay: bool,
 }
 
 impl DiskAttachment {
@@ -137,6 +152,7 @@ impl DiskAttachment {
             server: NbdServer::Unix(socket.into()),
             export: export.into(),
             read_only: false,
+            overlay: false,
         }
     }
 
@@ -155,6 +171,7 @@ impl DiskAttachment {
             },
             export: export.into(),
             read_only: false,
+            overlay: false,
         }
     }
 }
@@ -191,7 +208,7 @@ pub struct VmDescription {
     /// Firmware image instead of QEMU's own (`-bios`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<PathBuf>,
-    /// More arguments for QEMU. `{role}` becomes `source` or `standby`, `{vm}` the name, `{host}` the name
+    /// More arguments for QEMU. `{role}` becomes `source`, `standby` or `clone`, `{vm}` the name, `{host}` the name
     /// of this host, `{dir}` the VM's runtime directory on it.
     #[serde(default)]
     pub extra_args: Vec<String>,
@@ -265,6 +282,17 @@ impl VmDescription {
     /// [`Error::Description`]: `extra_args` has an interface whose packets a gate can't hold.
     pub fn gated_netdevs(&self) -> Result<Vec<String>> {
         crate::gate::gated(&self.extra_args).map_err(|problem| Error::Description {
+            vm: self.name.clone(),
+            problem,
+        })
+    }
+
+    /// Checks that a clone of it can be kept off the network.
+    ///
+    /// # Errors
+    /// [`Error::Description`]: `extra_args` has an interface that is not written as `-netdev` and `-device`.
+    pub fn validate_clone(&self) -> Result<()> {
+        crate::arguments::check_clone(&self.extra_args).map_err(|problem| Error::Description {
             vm: self.name.clone(),
             problem,
         })

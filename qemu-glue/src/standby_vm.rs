@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::broadcast;
 
-use crate::description::{DiskAttachment, RuntimePlace, VmDescription};
+use crate::description::{DiskAttachment, Role, RuntimePlace, VmDescription};
 use crate::device_state::{set_capabilities, unix_uri};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -37,6 +37,9 @@ impl StandbyVm {
         ram: Arc<GuestRam>,
     ) -> Result<Self> {
         description.validate(disks)?;
+        if place.role == Role::Clone {
+            description.validate_clone()?;
+        }
         if ram.len() != description.memory_bytes() {
             return Err(Error::Description {
                 vm: description.name.clone(),

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 pub(crate) use attach::attach;
 use lane::Lane;
-pub(crate) use netdevs::gated;
+pub(crate) use netdevs::{gated, netdev_id};
 
 /// Bytes that are read at once.
 const READ: usize = 128 << 10;

@@ -27,23 +27,30 @@ pub(crate) fn gated(args: &[String]) -> Result<Vec<String>, String> {
     Ok(ids)
 }
 
+/// The id of a `-netdev` backend.
+pub(crate) fn netdev_id(netdev: &str) -> Option<String> {
+    value_of(netdev, "id")
+}
+
+fn value_of(netdev: &str, key: &str) -> Option<String> {
+    if netdev.trim_start().starts_with('{') {
+        let json: Value = serde_json::from_str(netdev).ok()?;
+        let value = json.get(key)?;
+        return Some(
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned),
+        );
+    }
+    let prefix = format!("{key}=");
+    netdev
+        .split(',')
+        .find_map(|part| part.strip_prefix(&prefix))
+        .map(str::to_owned)
+}
+
 fn id(netdev: &str) -> Result<String, String> {
-    let value = |key: &str| -> Option<String> {
-        if netdev.trim_start().starts_with('{') {
-            let json: Value = serde_json::from_str(netdev).ok()?;
-            let value = json.get(key)?;
-            return Some(
-                value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), str::to_owned),
-            );
-        }
-        let prefix = format!("{key}=");
-        netdev
-            .split(',')
-            .find_map(|part| part.strip_prefix(&prefix))
-            .map(str::to_owned)
-    };
+    let value = |key: &str| value_of(netdev, key);
     let refused = |why: &str| {
         Err(format!(
             "extra_args contains \"-netdev {netdev}\", whose packets the output gate can't hold: {why}, or set output = \"pass\""
