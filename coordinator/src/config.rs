@@ -9,6 +9,7 @@ use qemu_glue::VmDescription;
 use serde::Deserialize;
 
 use crate::address::ChannelAddress;
+use crate::memory_history::MemoryHistoryConfig;
 use crate::packing::Compression;
 
 /// What happens to the VM when its standby is lost.
@@ -158,6 +159,9 @@ pub struct ProtectConfig {
     /// each time.
     #[serde(skip)]
     pub saved_state: Option<PathBuf>,
+    /// The disks belong to that memory, whatever it says of itself. Not a key of the file: it is for the fault matrix, which copies both.
+    #[serde(skip)]
+    pub any_disks: bool,
     /// The VM. Its name is the name of its group at the gateway.
     pub vm: VmDescription,
 }
@@ -193,6 +197,9 @@ pub struct StandbyConfig {
     /// How the VM is protected again once it runs here. Without it, it runs on unprotected.
     #[serde(default)]
     pub protect: Option<ProtectionPolicy>,
+    /// How its memory at earlier epochs is kept. Without it, it is not.
+    #[serde(default)]
+    pub memory_history: Option<MemoryHistoryConfig>,
     /// The VM, described as at its source.
     pub vm: VmDescription,
 }
@@ -233,6 +240,9 @@ pub enum ConfigError {
     /// A network interface of the VM that can't be held.
     #[error("{0}")]
     Network(String),
+    /// The section `[memory_history]`.
+    #[error("{0}")]
+    MemoryHistory(String),
     /// A list that is empty.
     #[error(
         "`standby` is empty: name at least one address, such as `unix:/run/epochgate/vm1.standby` or `tcp:127.0.0.1:7070`"
@@ -342,6 +352,9 @@ impl StandbyConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         check_timing(self.heartbeat_ms, self.suspicion_ms)?;
         check_exposed(&self.listen, self.insecure)?;
+        if let Some(memory) = &self.memory_history {
+            memory.check().map_err(ConfigError::MemoryHistory)?;
+        }
         match &self.protect {
             Some(protect) => protect.check(self.insecure, &self.vm),
             None => Ok(()),

@@ -29,6 +29,7 @@ mod gateway_task;
 pub mod handshake;
 mod leftovers;
 mod link;
+pub mod memory_history;
 pub mod packing;
 mod protect;
 mod pulse;

@@ -219,6 +219,22 @@ pub enum Report {
         /// Loading the device state and letting the guest run, in microseconds.
         resume_us: u64,
     },
+    /// Standby: memory and devices of an epoch are in the memory history, and the gateway keeps its disks.
+    MemoryKept {
+        /// The epoch.
+        epoch: Epoch,
+        /// Bytes that were stored for it.
+        bytes: u64,
+        /// How long that took, beside all else, in microseconds.
+        took_us: u64,
+    },
+    /// Standby: it was time to keep an epoch in the memory history, and it could not be. Protection goes on.
+    MemorySkipped {
+        /// The epoch.
+        epoch: Epoch,
+        /// Why.
+        reason: String,
+    },
     /// Standby: what it held is dropped.
     Discarded {
         /// Why.
@@ -410,6 +426,10 @@ impl Status {
             }
             Report::Listening { .. } => self.state = State::Idle,
             Report::SourceRefused { reason } => self.message = Some(reason.clone()),
+            Report::MemoryKept { .. } => {}
+            Report::MemorySkipped { epoch, reason } => {
+                self.message = Some(format!("the memory of epoch {epoch} is not kept: {reason}"));
+            }
             Report::SourceJoined {
                 source,
                 generation,

@@ -26,6 +26,7 @@ use crate::gateway_task::Place;
 use crate::handshake::{Hello, hear, refuse, welcome};
 use crate::leftovers::remove_stale_ram;
 use crate::link::chain;
+use crate::memory_history::{MemoryHistory, Moment, Watch};
 use crate::packing::Unpacker;
 use crate::report::{Report, Reporter, emit, micros};
 use crate::source_loop::{Gate, Running};
@@ -50,6 +51,9 @@ pub enum StandbyError {
         #[source]
         source: std::io::Error,
     },
+    /// The memory history can't be begun.
+    #[error("the memory of the VM can't be kept")]
+    MemoryHistory(#[source] std::io::Error),
     /// The guest had been taken over, and could not be continued.
     #[error("the takeover at epoch {epoch} succeeded, but the guest could not be continued here")]
     Resume {
@@ -126,12 +130,23 @@ pub async fn serve_standby(
             address,
         },
     );
+    let memory = config
+        .memory_history
+        .as_ref()
+        .map(|memory| {
+            let (gateway, vm) = (config.gateway.clone(), &config.vm);
+            let bytes = vm.memory_bytes();
+            MemoryHistory::start(memory, gateway, &vm.name, bytes, Arc::clone(&reporter))
+        })
+        .transpose()
+        .map_err(StandbyError::MemoryHistory)?;
     let host = Host {
         config,
         reporter,
         id,
         listener,
         netdevs,
+        memory,
     };
     loop {
         let accepted = tokio::select! {
@@ -171,6 +186,8 @@ struct Host {
     listener: Listener,
     /// Network backends that an output gate is put in front of once the guest runs here.
     netdevs: Vec<String>,
+    /// Keeps what is merged, if that is wanted.
+    memory: Option<MemoryHistory>,
 }
 
 /// What became of a source.
@@ -224,8 +241,10 @@ impl Host {
         let (client, vm) = prepared;
         let mut machine = Standby::new();
         machine.step(Event::SourceJoined);
+        let watch = self.memory.as_ref();
         Some(Session {
             host: self,
+            watch: watch.map(|memory| memory.watch(Arc::clone(vm.ram()))),
             machine,
             client,
             vm,
@@ -284,6 +303,8 @@ struct Session<'a> {
     verified: BTreeMap<Epoch, Checkpoint>,
     /// Device state of the merged epoch: with the RAM image it is what the guest can go on from.
     merged_devices: Option<Vec<u8>>,
+    /// Sees what is merged, for the memory history.
+    watch: Option<Watch>,
 }
 
 impl Session<'_> {
@@ -394,6 +415,7 @@ impl Session<'_> {
                     failpoint::hit(failpoints::BEFORE_MERGE);
                     self.merge_up_to(epoch)?;
                     failpoint::hit(failpoints::AFTER_MERGE);
+                    self.keep(epoch);
                     emit(&self.host.reporter, Report::Merged { epoch });
                 }
                 Action::TakeOver | Action::Resume { .. } | Action::Discard { .. } => {
@@ -419,8 +441,26 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Memory and devices are those of `epoch`: offers them to the memory history.
+    fn keep(&self, epoch: Epoch) {
+        let memory = self.host.memory.as_ref().zip(self.watch.as_ref());
+        let (Some((memory, watch)), Some(devices)) = (memory, &self.merged_devices) else {
+            return;
+        };
+        let moment = Moment {
+            epoch,
+            generation: self.stamp.generation,
+            devices,
+            machine: self.vm.fingerprint(),
+        };
+        memory.merged(watch, &moment);
+    }
+
     fn merge(&self, pages: &Pages) -> Result<(), Broken> {
         for (offset, bytes) in pages.iter() {
+            if let Some(watch) = &self.watch {
+                watch.before_write(offset, bytes.len() as u64);
+            }
             let written = self.vm.ram().write(offset, bytes);
             written.map_err(|e| Broken::Ram(chain(&e)))?;
         }
@@ -486,6 +526,8 @@ impl Session<'_> {
     }
 
     async fn resume(mut self, epoch: Epoch, generation: Generation, takeover: Duration) -> After {
+        // From now on the guest writes to its memory by itself.
+        self.watch = None;
         let began = Instant::now();
         if let Err(broken) = self.merge_up_to(epoch) {
             self.discard(&chain(&broken));
