@@ -7,6 +7,7 @@ use qemu_glue::VmDescription;
 
 use crate::config::ProtectConfig;
 use crate::disks::{self, DisksError};
+use crate::saved_state::Origin;
 
 /// Why a VM is not started.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,14 @@ pub enum NotStarted {
     /// There is no such QEMU.
     #[error("can't find the program `{0}`: is QEMU installed and is the `qemu` key right?")]
     NoQemu(String),
+    /// The memory that it is to go on with does not belong to the disks.
+    #[error("the saved state in {} can't be used: {reason}", dir.display())]
+    SavedState {
+        /// Its directory.
+        dir: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Somebody else has the disks open.
     #[error(
         "the VM runs already: {owner} has its disks open; stop it there first, or fence it and start from the disks with --cold-start"
@@ -40,8 +49,11 @@ pub enum NotStarted {
     },
 }
 
-/// Finds out whether the VM can and may be started here. Changes nothing.
-pub(crate) async fn check(client: &Client, config: &ProtectConfig) -> Result<(), NotStarted> {
+/// Finds out whether the VM can and may be started here, and the newest committed epoch. Changes nothing.
+pub(crate) async fn check(
+    client: &Client,
+    config: &ProtectConfig,
+) -> Result<nbd_server::Epoch, NotStarted> {
     if !program_exists(&config.vm) {
         return Err(NotStarted::NoQemu(config.vm.qemu.display().to_string()));
     }
@@ -52,10 +64,20 @@ pub(crate) async fn check(client: &Client, config: &ProtectConfig) -> Result<(),
         .iter()
         .map(|disk| (disk.name.clone(), disk.name.clone()));
     disks::attachments(&config.nbd, &config.disks, &names.collect())?;
-    if config.cold_start {
-        return Ok(());
+    if let Some(dir) = config.saved_state.as_ref().filter(|_| !config.any_disks) {
+        let refused = |reason| NotStarted::SavedState {
+            dir: dir.clone(),
+            reason,
+        };
+        let origin = Origin::read(dir).map_err(|error| refused(error.to_string()))?;
+        let nothing = || "it does not say which disks belong to it".to_owned();
+        let origin = origin.ok_or_else(nothing).map_err(refused)?;
+        origin.check(&group).map_err(refused)?;
     }
-    nobody_else_has_it(&group)
+    if !config.cold_start {
+        nobody_else_has_it(&group)?;
+    }
+    Ok(group.committed)
 }
 
 fn nobody_else_has_it(group: &GroupStatus) -> Result<(), NotStarted> {

@@ -18,6 +18,7 @@ pub mod address;
 pub mod channel_io;
 pub mod checkpoint;
 pub mod checkpoint_channel;
+mod clone;
 pub mod cold_start;
 pub mod command;
 pub mod commit;
@@ -42,6 +43,7 @@ pub mod standby_loop;
 mod taken_over;
 mod vm_task;
 
+pub use clone::{CloneError, CloneOf, run_clone};
 pub use config::{ProtectConfig, StandbyConfig};
 pub use ending::Ending;
 pub use protect::{ProtectError, protect};

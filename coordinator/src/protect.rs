@@ -52,11 +52,16 @@ pub async fn protect(
     let client = Client::connect(&config.gateway)
         .await
         .map_err(ProtectError::Gateway)?;
-    cold_start::check(&client, &config).await?;
+    let checked = cold_start::check(&client, &config).await?;
     let attached = client
         .attach(&group, &owner)
         .await
         .map_err(ProtectError::Gateway)?;
+    if let (Some(dir), false) = (&config.saved_state, attached.committed == checked) {
+        let reason = "somebody has written to the disks just now; rewind again".to_owned();
+        let dir = dir.clone();
+        return Err(NotStarted::SavedState { dir, reason }.into());
+    }
     let place = Place {
         client,
         group,

@@ -252,6 +252,9 @@ pub struct Stamped {
     pub report: Report,
 }
 
+/// How the message begins that a point was not kept; it goes with the next that is.
+const NOT_KEPT: &str = "memory is not kept";
+
 /// Where reports go. Must not block: it is called beside the pause.
 pub type Reporter = Arc<dyn Fn(Stamped) + Send + Sync>;
 
@@ -426,9 +429,11 @@ impl Status {
             }
             Report::Listening { .. } => self.state = State::Idle,
             Report::SourceRefused { reason } => self.message = Some(reason.clone()),
-            Report::MemoryKept { .. } => {}
+            Report::MemoryKept { .. } => {
+                self.message.take_if(|said| said.starts_with(NOT_KEPT));
+            }
             Report::MemorySkipped { epoch, reason } => {
-                self.message = Some(format!("the memory of epoch {epoch} is not kept: {reason}"));
+                self.message = Some(format!("{NOT_KEPT}, epoch {epoch}: {reason}"));
             }
             Report::SourceJoined {
                 source,

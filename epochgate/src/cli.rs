@@ -5,6 +5,7 @@ pub(crate) mod bench_history;
 pub(crate) mod checkpoint;
 pub(crate) mod database;
 pub(crate) mod history;
+pub(crate) mod memory;
 pub(crate) mod overhead;
 
 use std::path::PathBuf;
@@ -42,10 +43,13 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Move a protected VM to its standby, without losing anything.
     Switchover(SwitchoverArgs),
-    /// Set the disks of a VM back to a point of their past. What is undone stays in the history.
+    /// Set the disks of a VM back to a point of their past, or the whole VM with its memory. What is undone stays in the history.
     Rewind(history::RewindArgs),
     /// Bring a group's committed epochs into its images, to leave Epochgate: they are plain raw files.
     Detach(DetachArgs),
+    /// Look at the memory of a VM at earlier epochs, which its standby keeps.
+    #[command(subcommand)]
+    Memory(memory::MemoryCommand),
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
@@ -84,10 +88,13 @@ pub(crate) struct ProtectArgs {
     /// (which is void then).
     #[arg(long)]
     pub cold_start: bool,
-    /// Go on with the memory in this directory instead of booting. For the fault matrix: nothing checks that the disks belong
-    /// to it.
-    #[arg(long, value_name = "DIR", hide = true)]
+    /// Go on with the memory in this directory instead of booting: what `epochgate rewind --with-memory` wrote. It is refused if the
+    /// disks are not those that belong to it.
+    #[arg(long, value_name = "DIR")]
     pub saved_state: Option<PathBuf>,
+    /// Take the disks for those that belong to the saved state. For the fault matrix, which copies both.
+    #[arg(long, hide = true, requires = "saved_state")]
+    pub any_disks: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! Writing a point out as a saved state, from which a VM can be started. Reads what is kept while others add to it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use nbd_server::Epoch;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::head::{HEAD_BYTES, MemoryPoint};
+use super::head::{HEAD_BYTES, Head, MemoryPoint};
 use super::store::{DEVICES, RAM, Shelf, StoreError, failed};
 use crate::saved_state::{DEVICE_FILE, Origin, RAM_FILE};
 
@@ -18,14 +18,23 @@ const CHUNK: u64 = 4 << 20;
 const HOLE: usize = 64 << 10;
 
 impl Shelf {
-    /// Writes the point of an epoch of the group to `dir`, which must not be there yet. `disks`: the epoch that the group is at when its
-    /// disks are those of the point; none while that is not known.
+    /// Writes the point of an epoch of the group to `dir`, which must not be there yet. After an error it is not.
     pub(super) fn export(&self, epoch: Epoch, dir: &Path) -> Result<MemoryPoint, StoreError> {
         let (own, head) = self.find(epoch)?;
-        let view = self.history.view(own)?;
-        let [ram, devices] = &self.images;
         let made = DirBuilder::new().mode(0o700).create(dir);
         made.map_err(failed("make", dir))?;
+        let filled = self.fill(own, &head, dir);
+        if filled.is_err()
+            && let Err(error) = fs::remove_dir_all(dir)
+        {
+            tracing::warn!(%error, dir = %dir.display(), "an export ended half-way and can't be removed");
+        }
+        filled.map(|()| head.point)
+    }
+
+    fn fill(&self, own: Epoch, head: &Head, dir: &Path) -> Result<(), StoreError> {
+        let view = self.history.view(own)?;
+        let [ram, devices] = &self.images;
         let path = dir.join(RAM_FILE);
         let file = private(&path)?;
         let size = head.point.ram_bytes;
@@ -50,19 +59,18 @@ impl Shelf {
             devices.read(at, part)
         })?;
         if xxh3_64(&buffer) != head.device_sum {
-            return Err(StoreError::Damaged(epoch));
+            return Err(StoreError::Damaged(head.point.epoch));
         }
         let path = dir.join(DEVICE_FILE);
         let written = private(&path)?.write_all(&buffer);
         written.map_err(failed("write", &path))?;
         let origin = Origin {
-            epoch,
+            epoch: head.point.epoch,
             disks: None,
             time_ms: head.point.time_ms,
-            machine: head.machine,
+            machine: head.machine.clone(),
         };
-        origin.write(dir).map_err(failed("write to", dir))?;
-        Ok(head.point)
+        origin.write(dir).map_err(failed("write to", dir))
     }
 }
 

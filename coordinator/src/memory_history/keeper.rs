@@ -52,8 +52,7 @@ pub(super) struct Keeper {
     pub dir: PathBuf,
     pub ram_bytes: u64,
     pub retention: Retention,
-    /// None: nobody has the disks. For tests.
-    pub pins: Option<Pins>,
+    pub pins: Pins,
     pub reporter: Reporter,
     pub shared: Arc<Shared>,
     pub store: Option<Store>,
@@ -113,8 +112,8 @@ impl Keeper {
                 let given_up = matches!(why, NotKept::Store(StoreError::GivenUp(_)));
                 if !given_up {
                     let later = Instant::now() + PAUSE;
-                    let mut slot = self.shared.not_before.lock();
-                    **slot.as_mut().unwrap_or_else(|poisoned| poisoned.get_mut()) = Some(later);
+                    let slot = self.shared.not_before.lock();
+                    *slot.unwrap_or_else(PoisonError::into_inner) = Some(later);
                 }
                 self.skipped(epoch, &why);
             }
@@ -137,9 +136,8 @@ impl Keeper {
             return Err(StoreError::Nothing(self.dir.clone()).into());
         };
         let pin = pins::name(store.id(), order.epoch);
-        if let Some(pins) = &self.pins {
-            pins.pin(&pin, order.epoch).map_err(NotKept::Pin)?;
-        }
+        let pinned = self.pins.pin(&pin, order.epoch);
+        pinned.map_err(NotKept::Pin)?;
         let head = Head {
             point: MemoryPoint {
                 epoch: order.epoch,
@@ -173,11 +171,10 @@ impl Keeper {
         if !self.untidy {
             return Ok(());
         }
-        if let Some(pins) = &self.pins {
-            let points = store.shelf().points();
-            let wanted: BTreeSet<String> = points.into_iter().map(|point| point.pin).collect();
-            pins.only(store.id(), &wanted).map_err(NotKept::Pin)?;
-        }
+        let points = store.shelf().points();
+        let wanted: BTreeSet<String> = points.into_iter().map(|point| point.pin).collect();
+        let tidied = self.pins.only(store.id(), &wanted);
+        tidied.map_err(NotKept::Pin)?;
         self.untidy = false;
         Ok(())
     }

@@ -73,28 +73,30 @@ impl MemoryHistory {
         reporter: Reporter,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let mut keeper = Keeper {
-            dir: config.dir.clone(),
-            ram_bytes,
-            retention: config.retention(),
-            pins: None,
-            reporter: Arc::clone(&reporter),
-            shared: Arc::clone(&shared),
-            store: None,
-            untidy: false,
-        };
         let (orders, receiver) = mpsc::channel::<Order>();
-        let for_service = Arc::clone(&shared);
-        let group = group.to_owned();
+        let keeps = (config.clone(), group.to_owned(), Arc::clone(&reporter));
+        let for_keeper = Arc::clone(&shared);
         let run = move || {
+            let (config, group, reporter) = keeps;
             // Its runtime must not be dropped where another one runs.
-            match Pins::new(gateway, group) {
-                Ok(pins) => keeper.pins = Some(pins),
+            let pins = match Pins::new(gateway, group) {
+                Ok(pins) => pins,
                 Err(error) => {
                     tracing::error!(%error, "the memory history can't ask the gateway");
                     return;
                 }
-            }
+            };
+            let for_service = Arc::clone(&for_keeper);
+            let mut keeper = Keeper {
+                retention: config.retention(),
+                dir: config.dir,
+                ram_bytes,
+                pins,
+                reporter,
+                shared: for_keeper,
+                store: None,
+                untidy: false,
+            };
             let mut served = false;
             let mut serve = |keeper: &mut Keeper| {
                 if !served && keeper.store.is_some() {

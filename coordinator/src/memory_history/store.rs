@@ -10,9 +10,9 @@
 //! A point is an epoch of this log, with numbers of its own; the head of `devices.img` says which epoch of the group it belongs to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -196,6 +196,9 @@ impl Store {
                 let mut private = DirBuilder::new();
                 let made = private.recursive(true).mode(0o700).create(dir);
                 made.map_err(failed("make", dir))?;
+                // The log and the history hold guest memory, too.
+                let closed = fs::set_permissions(dir, Permissions::from_mode(0o700));
+                closed.map_err(failed("close to others", dir))?;
                 make_image(&ram, bytes)?;
                 make_image(&dir.join(DEVICES_NAME), HEAD_BYTES + DEVICE_BYTES)?;
             }

@@ -1,5 +1,7 @@
 //! Arguments of what has to do with the past of a group.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use nbd_server::group::history::Point;
 
@@ -54,4 +56,20 @@ pub(crate) struct RewindArgs {
     /// Also while somebody uses the disks: clients are sent away, and a VM that runs on them is fenced and stops.
     #[arg(long)]
     pub force: bool,
+    /// The memory, too: that of the newest memory point at or before POINT, and the disks of exactly its epoch.
+    #[arg(long, requires_all = ["memory", "state"])]
+    pub with_memory: bool,
+    /// Directory of the memory history: `dir` in [memory_history] of the standby.
+    #[arg(long, value_name = "DIR")]
+    pub memory: Option<PathBuf>,
+    /// Directory that is made for the memory; the VM is started from it.
+    #[arg(long, value_name = "DIR", requires = "memory")]
+    pub state: Option<PathBuf>,
+    /// Change nothing: start the VM as it was then beside the one that runs, under this name and without network, and end it with this
+    /// command. What it writes is gone then.
+    #[arg(long, value_name = "NAME", requires_all = ["memory", "config"], conflicts_with_all = ["with_memory", "force", "state"])]
+    pub as_clone: Option<String>,
+    /// The configuration of the VM's source, for --as-clone.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }

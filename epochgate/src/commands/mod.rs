@@ -17,6 +17,7 @@ mod gateway;
 mod history;
 mod log;
 mod log_recover;
+mod memory;
 mod protect;
 mod serve;
 mod standby;
@@ -25,6 +26,7 @@ mod switchover;
 
 use std::process::ExitCode;
 
+use crate::cli::memory::MemoryCommand;
 use crate::cli::{BenchCommand, Command, ExportCommand, LogCommand};
 
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -48,8 +50,12 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::List(args)) => history::list(&args),
         Command::Log(LogCommand::Pin(args)) => history::pin(&args),
         Command::Log(LogCommand::Unpin(args)) => history::unpin(&args),
+        Command::Rewind(args) if args.as_clone.is_some() => memory::clone(&args),
+        Command::Rewind(args) if args.with_memory => memory::rewind(&args),
         Command::Rewind(args) => history::rewind(&args),
         Command::Detach(args) => detach::run(&args),
+        Command::Memory(MemoryCommand::List(args)) => memory::list(&args),
+        Command::Memory(MemoryCommand::Export(args)) => memory::export(&args),
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(&args),
         Command::Bench(BenchCommand::Failover(args)) => bench_failover::run(&args),
         Command::Bench(BenchCommand::Faults(args)) => bench_faults::run(&args),

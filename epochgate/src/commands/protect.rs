@@ -15,6 +15,7 @@ pub(crate) fn run(args: &ProtectArgs) -> anyhow::Result<ExitCode> {
     let mut config: ProtectConfig = config_file::load(&args.role.config.config)?;
     config.cold_start = args.cold_start;
     config.saved_state.clone_from(&args.saved_state);
+    config.any_disks = args.any_disks;
     config.check().map_err(usage)?;
     let (vm, dir) = (config.vm.clone(), config.runtime_dir.clone());
     role::run(

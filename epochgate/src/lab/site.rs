@@ -346,7 +346,7 @@ impl Site {
         let saved = saved.map(|saved| saved.display().to_string());
         let mut args = vec!["protect", "--json", "--config", &config];
         if let Some(saved) = &saved {
-            args.extend(["--saved-state", saved]);
+            args.extend(["--saved-state", saved, "--any-disks"]);
         }
         args.extend(more);
         self.source = Some(self.launch(Who::Source, &args)?);
