@@ -59,7 +59,7 @@ pub(crate) struct RewindArgs {
     /// The memory, too: that of the newest memory point at or before POINT, and the disks of exactly its epoch.
     #[arg(long, requires_all = ["memory", "state"])]
     pub with_memory: bool,
-    /// Directory of the memory history: `dir` in [memory_history] of the standby.
+    /// Directory of the memory history: `memory_history.dir` of the standby.
     #[arg(long, value_name = "DIR")]
     pub memory: Option<PathBuf>,
     /// Directory that is made for the memory; the VM is started from it.

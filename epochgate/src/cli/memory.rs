@@ -14,7 +14,7 @@ pub(crate) enum MemoryCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct MemoryListArgs {
-    /// Directory of the memory history: `dir` in [memory_history] of the standby.
+    /// Directory of the memory history: `memory_history.dir` of the standby.
     pub dir: PathBuf,
     /// As JSON.
     #[arg(long)]
@@ -23,7 +23,7 @@ pub(crate) struct MemoryListArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct MemoryExportArgs {
-    /// Directory of the memory history: `dir` in [memory_history] of the standby.
+    /// Directory of the memory history: `memory_history.dir` of the standby.
     pub dir: PathBuf,
     /// Epoch of the point.
     #[arg(long)]
