@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod bench_history;
 pub(crate) mod checkpoint;
+pub(crate) mod clone;
 pub(crate) mod database;
 pub(crate) mod history;
 pub(crate) mod memory;
@@ -53,6 +54,9 @@ pub(crate) enum Command {
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
+    /// Make, list and remove writable clones of a group at a point in time.
+    #[command(subcommand)]
+    Clone(clone::CloneCommand),
     /// Look into a group's epoch log and its history.
     #[command(subcommand)]
     Log(LogCommand),

@@ -2,6 +2,7 @@
 
 mod advice;
 mod catalog;
+mod clones;
 mod figures;
 mod past;
 mod reload;

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod agreed;
+mod attachments;
 pub mod connection;
 pub mod control;
 pub mod export;

@@ -1,13 +1,13 @@
 //! An export outside of groups over its life: one raw image, whoever is attached to it, and how they are sent away. It knows
 //! neither names of other exports nor configuration files.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::attachments::{Attachments, Ticket};
 use crate::export::{BlockExtent, Cutter, Export, ExportInfo, HeldExtent, IoError};
 use crate::metrics::Meter;
 use crate::raw_export::RawExport;
@@ -17,14 +17,7 @@ use crate::raw_export::RawExport;
 pub struct Served {
     raw: RawExport,
     meter: Arc<Meter>,
-    clients: Mutex<Clients>,
-    left: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Clients {
-    next: u64,
-    cutters: BTreeMap<u64, Cutter>,
+    clients: Arc<Attachments>,
 }
 
 impl Served {
@@ -33,8 +26,7 @@ impl Served {
         Arc::new(Self {
             raw,
             meter: Arc::default(),
-            clients: Mutex::default(),
-            left: Condvar::new(),
+            clients: Arc::default(),
         })
     }
 
@@ -50,50 +42,20 @@ impl Served {
 
     /// Connections that are attached now.
     pub fn connections(&self) -> usize {
-        self.lock().cutters.len()
+        self.clients.count()
     }
 
     /// Attaches one connection, until what is returned is dropped.
     pub fn attach(self: &Arc<Self>, cutter: Cutter) -> Attached {
-        let mut clients = self.lock();
-        let number = clients.next;
-        clients.next += 1;
-        clients.cutters.insert(number, cutter);
         Attached {
             served: Arc::clone(self),
-            number,
+            _ticket: self.clients.enter(cutter),
         }
     }
 
-    /// Sends all clients away: requests under way are answered; what takes longer than `grace` is cut, and waited for as long again.
-    /// True when all have left. New attachments must have been made impossible before.
+    /// Sends all clients away: see [`Attachments::send_away`].
     pub fn send_away(&self, grace: Duration) -> bool {
-        self.each(Cutter::end);
-        if self.wait_until_left(grace) {
-            return true;
-        }
-        tracing::warn!(
-            "requests are still under way on an export that ends; its connections are cut"
-        );
-        self.each(Cutter::cut);
-        self.wait_until_left(grace)
-    }
-
-    fn each(&self, act: impl Fn(&Cutter)) {
-        // A cutter never blocks, and never calls back into the export.
-        self.lock().cutters.values().for_each(act);
-    }
-
-    fn wait_until_left(&self, limit: Duration) -> bool {
-        let (clients, _) = self
-            .left
-            .wait_timeout_while(self.lock(), limit, |clients| !clients.cutters.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
-        clients.cutters.is_empty()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Clients> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clients.send_away(grace)
     }
 }
 
@@ -101,14 +63,8 @@ impl Served {
 #[derive(Debug)]
 pub struct Attached {
     served: Arc<Served>,
-    number: u64,
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.served.lock().cutters.remove(&self.number);
-        self.served.left.notify_all();
-    }
+    /// Dropped last: whoever waits for it finds the image free.
+    _ticket: Ticket,
 }
 
 impl Export for Attached {

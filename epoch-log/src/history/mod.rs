@@ -325,6 +325,11 @@ impl History {
         }
     }
 
+    /// Id of the log that it belongs to.
+    pub fn id(&self) -> [u8; 16] {
+        self.log_id
+    }
+
     /// Directory of the history.
     pub fn path(&self) -> &Path {
         self.dir.path()

@@ -150,6 +150,7 @@ fn explain(error: ControlError) -> anyhow::Error {
         Some(
             ErrorKind::UnknownExport
             | ErrorKind::UnknownGroup
+            | ErrorKind::UnknownClone
             | ErrorKind::BadImage
             | ErrorKind::BadRequest,
         ) => usage(error),

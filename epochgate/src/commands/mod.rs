@@ -9,6 +9,7 @@ mod bench_history;
 mod bench_memory;
 mod bench_nbd;
 mod bench_overhead;
+mod clone;
 mod demo;
 mod demo_db;
 mod detach;
@@ -26,6 +27,7 @@ mod switchover;
 
 use std::process::ExitCode;
 
+use crate::cli::clone::CloneCommand;
 use crate::cli::memory::MemoryCommand;
 use crate::cli::{BenchCommand, Command, ExportCommand, LogCommand};
 
@@ -43,6 +45,9 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(ExportCommand::Add(args)) => export::add(&args),
         Command::Export(ExportCommand::Remove(args)) => export::remove(&args),
         Command::Export(ExportCommand::Resize(args)) => export::resize(&args),
+        Command::Clone(CloneCommand::List(args)) => clone::list(&args),
+        Command::Clone(CloneCommand::Add(args)) => clone::add(&args),
+        Command::Clone(CloneCommand::Remove(args)) => clone::remove(&args),
         Command::Log(LogCommand::Inspect(args)) => log::inspect(&args),
         Command::Log(LogCommand::Verify(args)) => log::verify(&args),
         Command::Log(LogCommand::Recover(args)) => log_recover::recover(&args),

@@ -20,6 +20,9 @@
 //! | `POST /v1/exports`                             | [`ExportConfig`]               | [`ExportStatus`]                   |
 //! | `PATCH /v1/exports/{e}`                        | [`ResizeRequest`]              | [`ExportStatus`]                   |
 //! | `DELETE /v1/exports/{e}?force=true`            |                                | [`RemovedReply`]                   |
+//! | `GET /v1/groups/{g}/clones`                    |                                | a list of [`CloneStatus`]          |
+//! | `POST /v1/groups/{g}/clones`                   | [`CloneRequest`]               | [`CloneStatus`]                    |
+//! | `DELETE /v1/groups/{g}/clones/{c}?force=true`  |                                | [`RemovedReply`]                   |
 //! | `GET /v1/groups/{g}/events?generation=G`       |                                | one [`Event`] per line, no end     |
 //!
 //! A request that fails is answered with an HTTP status other than 200 and an [`ErrorBody`].
@@ -34,6 +37,7 @@ use epoch_log::history::{HistoryStatus, Kept};
 use epoch_log::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
 
+pub use super::clones::{CloneRequest, CloneStatus};
 pub use crate::gateway::ExportConfig;
 pub use crate::group::barriers::{MAX_ID_BYTES, Protection, SealNumber, valid_id};
 pub use crate::group::history::{Point, Rewound};
@@ -198,7 +202,7 @@ pub enum AttachmentKind {
     Source,
     /// Of a standby: reads committed state, its writes are refused until the takeover.
     Parked,
-    /// Reads an earlier point in time.
+    /// Reads an earlier point in time, or has a clone of one.
     Past,
     /// A kind of a newer gateway.
     #[serde(other)]
@@ -344,7 +348,7 @@ pub struct RewindRequest {
     pub force: bool,
 }
 
-/// An export is gone.
+/// An export or a clone is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedReply {
     /// Its name.
@@ -401,6 +405,8 @@ pub enum ErrorKind {
     UnknownGroup,
     /// The gateway has no such export outside of groups.
     UnknownExport,
+    /// The group has no such clone.
+    UnknownClone,
     /// The image is missing, in use, or none.
     BadImage,
     /// The file system of the log is full; the epoch stays sealed and the commit can be retried.
@@ -425,7 +431,7 @@ impl ErrorKind {
             | Self::OtherHolder
             | Self::MemoryStale
             | Self::NoCheckpoint => 409,
-            Self::UnknownGroup | Self::UnknownExport => 404,
+            Self::UnknownGroup | Self::UnknownExport | Self::UnknownClone => 404,
             Self::BadImage => 422,
             Self::LogFull => 507,
             Self::Stopping => 503,

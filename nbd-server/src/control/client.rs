@@ -5,6 +5,7 @@
 //! waits behind a commit. A kept connection that turns out to be dead is replaced: always when the request can't have
 //! reached the gateway, and once more after that for requests that do no harm when they happen twice.
 
+mod clones;
 mod exports;
 mod history;
 

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod client;
+mod clones;
 mod exports;
 mod history;
 pub mod server;

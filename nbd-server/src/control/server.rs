@@ -23,7 +23,7 @@ use super::api::{
     Event, GatewayStatus, GenerationRequest, GroupStatus, ParkReply, ParkRequest, SealReply,
     SealRequest, SyncRequest, TakeoverReply, TakeoverRequest,
 };
-use super::{exports, history};
+use super::{clones, exports, history};
 use crate::gateway::Catalog;
 use crate::group::barriers::{Input, SealNumber};
 use crate::group::directory::export_name;
@@ -64,6 +64,11 @@ pub async fn serve(listener: UnixListener, gatekeeper: Gatekeeper) -> std::io::R
             patch(exports::resize).delete(exports::remove),
         )
         .route("/v1/groups/{group}", get(group_status))
+        .route(
+            "/v1/groups/{group}/clones",
+            get(clones::list).post(clones::add),
+        )
+        .route("/v1/groups/{group}/clones/{clone}", delete(clones::remove))
         .route("/v1/groups/{group}/events", get(events))
         .route("/v1/groups/{group}/attach", post(attach))
         .route("/v1/groups/{group}/park", post(park))

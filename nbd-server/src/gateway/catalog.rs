@@ -12,6 +12,7 @@ use super::{ExportConfig, GatewayConfig, GatewayError, aliases, check_export_nam
 use crate::control::api::{ErrorKind, ExportStatus, ReloadStatus};
 use crate::export::Export;
 use crate::group::directory::{Contents, Directory};
+use crate::group::history::{CloneError, PIN_PREFIX};
 use crate::group::{Group, OpenError, Refusal};
 use crate::image_file::ImageError;
 use crate::metrics::Kind;
@@ -103,6 +104,17 @@ pub enum ChangeError {
     /// The history refused or failed.
     #[error("{}", crate::group::with_sources(.0))]
     History(#[from] HistoryError),
+    /// The pin belongs to a clone.
+    #[error(
+        "the pin '{name}' is not for people: names that begin with '{PIN_PREFIX}' keep the points of clones; see epochgate clone"
+    )]
+    PinOfClone {
+        /// The name.
+        name: String,
+    },
+    /// A clone could not be made or removed.
+    #[error("{}", crate::group::with_sources(.0))]
+    Clone(#[from] CloneError),
     /// The group could not be opened.
     #[error("{}", crate::group::with_sources(.0))]
     Open(#[source] OpenError),
@@ -118,7 +130,10 @@ impl ChangeError {
             Self::Unknown { .. } => ErrorKind::UnknownExport,
             Self::UnknownGroup { .. } => ErrorKind::UnknownGroup,
             Self::NoHistory { .. } | Self::InUse { .. } | Self::Past(_) => ErrorKind::Refused,
-            Self::History(HistoryError::BadPin { .. }) => ErrorKind::BadRequest,
+            Self::History(HistoryError::BadPin { .. }) | Self::PinOfClone { .. } => {
+                ErrorKind::BadRequest
+            }
+            Self::Clone(error) => error.kind(),
             Self::History(HistoryError::Io { .. } | HistoryError::Damaged { .. })
             | Self::Open(_) => ErrorKind::Io,
             Self::History(_) => ErrorKind::Refused,

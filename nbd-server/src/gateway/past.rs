@@ -9,7 +9,7 @@ use epoch_log::history::{HistoryError, HistoryStatus, Kept, Pin};
 use super::aliases;
 use super::catalog::{Catalog, ChangeError, GRACE};
 use super::reload::in_use;
-use crate::group::history::{GroupHistory, Point, Rewound};
+use crate::group::history::{GroupHistory, PIN_PREFIX, Point, Rewound};
 use crate::group::{Group, GroupConfig, OpenError};
 use crate::image_file::ImageError;
 
@@ -70,6 +70,7 @@ impl Catalog {
     /// # Errors
     /// [`ChangeError`].
     pub fn pin(&self, group: &str, name: &str, at: Option<&Point>) -> Result<Pin, ChangeError> {
+        check_pin(name)?;
         let group = self.group_named(group)?;
         let past = &history_of(&group)?.past;
         let newest = Point::Epoch(group.status().committed);
@@ -84,6 +85,7 @@ impl Catalog {
     /// # Errors
     /// [`ChangeError`].
     pub fn unpin(&self, group: &str, name: &str) -> Result<Pin, ChangeError> {
+        check_pin(name)?;
         let group = self.group_named(group)?;
         Ok(history_of(&group)?.past.unpin(name)?)
     }
@@ -122,7 +124,7 @@ impl Catalog {
         rewound.map_err(ChangeError::Open)
     }
 
-    fn group_named(&self, name: &str) -> Result<Arc<Group>, ChangeError> {
+    pub(super) fn group_named(&self, name: &str) -> Result<Arc<Group>, ChangeError> {
         self.directory().group(name).ok_or_else(|| {
             let groups = self.directory().groups();
             let names: Vec<_> = groups.iter().map(|group| group.name().to_owned()).collect();
@@ -132,6 +134,15 @@ impl Catalog {
             }
         })
     }
+}
+
+fn check_pin(name: &str) -> Result<(), ChangeError> {
+    if name.starts_with(PIN_PREFIX) {
+        return Err(ChangeError::PinOfClone {
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn history_of(group: &Group) -> Result<&GroupHistory, ChangeError> {

@@ -51,7 +51,7 @@ use crate::control::api::Event;
 use crate::export::{Cutter, Export, ExportInfo};
 use barriers::{Admission, Input, Phase, SealNumber};
 use disk::{Disk, Rights};
-use history::{Keeper, names_a_point};
+use history::{Clones, Keeper, names_a_point};
 use shared::{Entry, Job, Order, Shared};
 
 pub use disk_export::{DiskExport, Flush};
@@ -92,6 +92,8 @@ pub struct Group {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Keeps the history in its bounds.
     keeper: Mutex<Option<Keeper>>,
+    /// Writable copies of its past.
+    clones: Clones,
 }
 
 impl Group {
@@ -311,15 +313,17 @@ impl Group {
         disk: &str,
         instance: Option<&str>,
     ) -> Option<Result<ExportInfo, Refusal>> {
-        let disk = self.shared.disks.iter().find(|other| other.name == disk)?;
+        let mut disks = self.shared.disks.iter().enumerate();
+        let (number, disk) = disks.find(|(_, other)| other.name == disk)?;
         if let Some(point) = instance.filter(|instance| names_a_point(instance)) {
-            return Some(self.describe_past(disk, point));
+            return Some(self.describe_past(number, point));
         }
         let admission = self.shared.core().barriers.admit(instance);
         Some(admission.map(|admission| self.info(disk, instance, admission)))
     }
 
-    /// Attaches a connection to `disk` as it is, or, if the instance names a point in time, as it was. None: there is no such disk.
+    /// Attaches a connection to `disk` as it is, or, if the instance names a point in time, as it was, or, if it names one, to a clone. None:
+    /// there is no such disk.
     ///
     /// # Errors
     /// [`Refusal`] if the instance is not let in.
@@ -335,8 +339,7 @@ impl Group {
                 .disks
                 .iter()
                 .position(|other| other.name == disk)?;
-            let past = self.attach_past(number, point, cutter);
-            return Some(past.map(|export| Arc::new(export) as Arc<dyn Export>));
+            return Some(self.attach_past(number, point, cutter));
         }
         let attached = self.attach(disk, instance, cutter)?;
         Some(attached.map(|export| Arc::new(export) as Arc<dyn Export>))
@@ -425,6 +428,7 @@ impl Group {
     /// otherwise.
     /// To call it again does nothing.
     pub fn stop(&self) {
+        self.clones.close();
         self.end(true);
     }
 

@@ -16,7 +16,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::disk::Disk;
 use super::error::with_sources;
-use super::history::{HistoryConfig, Keeper, RewindError};
+use super::history::{Clones, HistoryConfig, Keeper, RewindError};
 use super::image::{Image, ImageError};
 use super::places::{open_images, open_log};
 use super::recover::recover;
@@ -298,6 +298,7 @@ impl Parts {
             place,
             threads: Mutex::default(),
             keeper: Mutex::default(),
+            clones: Clones::default(),
         };
         Ok(Self {
             group,
@@ -326,6 +327,7 @@ impl Group {
         let (group, committer, applier) = (parts.group, parts.committer, parts.applier);
         group.spawn(config, "commit", move || committer.run())?;
         group.spawn(config, "apply", move || applier.run())?;
+        group.open_clones();
         if let Some(history) = &group.shared.history {
             let keeper = Keeper::start(&config.name, history.clone());
             let keeper = keeper.map_err(|e| start_error(config, &e))?;

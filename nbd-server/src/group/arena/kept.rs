@@ -212,7 +212,7 @@ fn open(path: &Path, log: [u8; 16]) -> io::Result<(Arena, Found)> {
 }
 
 /// Tells this start of the machine from all others (random(4)).
-fn boot_id() -> io::Result<[u8; 16]> {
+pub(in crate::group) fn boot_id() -> io::Result<[u8; 16]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let id = u128::from_str_radix(&text.trim().replace('-', ""), 16);
     Ok(id.map_err(io::Error::other)?.to_be_bytes())

@@ -31,6 +31,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use words::{WORD, Words};
 
+pub(in crate::group) use kept::boot_id;
 pub use kept::{ArenaError, Found, Kept, file_name};
 pub use record::{Kind, RECORD, Record, read as read_records, write as write_record};
 

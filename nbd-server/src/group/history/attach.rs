@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use epoch_log::Epoch;
 use epoch_log::history::{HistoryError, View};
 
-use super::export::{self, HistoricExport};
-use super::{GroupHistory, Point};
-use crate::export::{Cutter, ExportInfo};
-use crate::group::disk::{Disk, Rights};
+use super::export::{self, HistoricExport, PastEntry};
+use super::past_disk::PastDisk;
+use super::{GroupHistory, Point, clone};
+use crate::export::{Cutter, Export, ExportInfo};
 use crate::group::error::with_sources;
-use crate::group::shared::{Entry, Order};
+use crate::group::shared::Order;
 use crate::group::{Group, Refusal};
 
 /// How long a client waits for an epoch that is committed and on its way to the images.
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Whether what follows the `@` of an export names a point in time: no id of an instance has a `=`.
+/// Whether what follows the `@` of an export names a point in time, or a clone of one: no id of an instance has a `=`.
 pub fn names_a_point(instance: &str) -> bool {
     instance.contains('=')
 }
@@ -78,10 +78,14 @@ impl Group {
 
     pub(in crate::group) fn describe_past(
         &self,
-        disk: &Disk,
+        number: usize,
         point: &str,
     ) -> Result<ExportInfo, Refusal> {
+        if let Some(name) = clone::named(point) {
+            return self.describe_clone(number, name);
+        }
         let view = self.view(&parse(point)?)?;
+        let disk = self.shared.disks.get(number).ok_or_else(no_disk)?;
         Ok(export::info(disk, self.name(), &view))
     }
 
@@ -90,19 +94,20 @@ impl Group {
         number: usize,
         point: &str,
         cutter: Cutter,
-    ) -> Result<HistoricExport, Refusal> {
+    ) -> Result<Arc<dyn Export>, Refusal> {
+        if let Some(name) = clone::named(point) {
+            return self.attach_clone(number, name, cutter);
+        }
         let view = self.view(&parse(point)?)?;
-        let disk = self.shared.disks.get(number);
-        let disk = disk.ok_or_else(|| Refusal::Past("there is no such disk".to_owned()))?;
-        let entry = Entry {
-            instance: Some(point.to_owned()),
-            rights: Arc::new(Rights::parked()),
-            cutter,
-            past: true,
-        };
-        let entry = self.shared.enter(&mut self.shared.core(), entry);
-        Ok(HistoricExport::new(&self.shared, entry, view, number, disk))
+        let disk = self.shared.disks.get(number).ok_or_else(no_disk)?;
+        let entry = PastEntry::new(&self.shared, point, cutter);
+        let past = PastDisk::new(view, number, disk);
+        Ok(Arc::new(HistoricExport::new(entry, self.name(), past)))
     }
+}
+
+fn no_disk() -> Refusal {
+    Refusal::Past("there is no such disk".to_owned())
 }
 
 fn parse(point: &str) -> Result<Point, Refusal> {

@@ -3,89 +3,60 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use epoch_log::history::{HistoryError, Layout, View};
+use epoch_log::history::View;
 
+use super::past_disk::PastDisk;
 use super::point::rfc3339;
-use crate::export::{BlockExtent, Export, ExportInfo, IoError};
-use crate::group::disk::Disk;
-use crate::group::error::with_sources;
-use crate::group::overlay::Span;
-use crate::group::shared::Shared;
+use crate::export::{BlockExtent, Cutter, Export, ExportInfo, IoError};
+use crate::group::disk::{Disk, Rights};
+use crate::group::shared::{Entry, Shared};
 
-/// Looked at at once by one BLOCK_STATUS, in bytes.
-const STEP: u64 = 256 << 20;
+/// Counts one connection to the past, or to a clone, among those of the group, until it is dropped.
+#[derive(Debug)]
+pub struct PastEntry {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl PastEntry {
+    /// A connection by the name that has `instance` behind its `@`.
+    pub(in crate::group) fn new(shared: &Arc<Shared>, instance: &str, cutter: Cutter) -> Self {
+        let entry = Entry {
+            instance: Some(instance.to_owned()),
+            rights: Arc::new(Rights::parked()),
+            cutter,
+            past: true,
+        };
+        Self {
+            number: shared.enter(&mut shared.core(), entry),
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+impl Drop for PastEntry {
+    fn drop(&mut self) {
+        self.shared.core().entries.remove(&self.number);
+    }
+}
 
 /// One attachment to a disk of the past.
 #[derive(Debug)]
 pub struct HistoricExport {
-    shared: Arc<Shared>,
-    entry: u64,
-    view: View,
-    number: u16,
-    disk: Arc<Disk>,
+    past: PastDisk,
     info: ExportInfo,
+    /// Dropped last: when it is gone, nobody looks at the history any more.
+    _entry: PastEntry,
 }
 
 impl HistoricExport {
-    /// Disk number `number` of the group, which it has, as `view` shows it, for the connection `entry`.
-    pub(in crate::group) fn new(
-        shared: &Arc<Shared>,
-        entry: u64,
-        view: View,
-        number: usize,
-        disk: &Arc<Disk>,
-    ) -> Self {
+    /// The disk `past` of the group `group`, for the connection `entry`.
+    pub fn new(entry: PastEntry, group: &str, past: PastDisk) -> Self {
         Self {
-            shared: Arc::clone(shared),
-            entry,
-            number: u16::try_from(number).unwrap_or(u16::MAX),
-            disk: Arc::clone(disk),
-            info: info(disk, &shared.name, &view),
-            view,
+            info: info(past.disk(), group, past.view()),
+            past,
+            _entry: entry,
         }
-    }
-
-    /// Where a range comes from, and what the image says of the parts that are its own. An image that changes while it is asked is asked
-    /// once more: what it says is of a time at which all those parts were unchanged.
-    fn settled_layout(
-        &self,
-        start: u64,
-        end: u64,
-        max: usize,
-    ) -> Result<(Layout, Vec<Vec<BlockExtent>>), IoError> {
-        let look = || {
-            self.view
-                .layout(self.number, start, end)
-                .map_err(|error| self.failed(&error))
-        };
-        let mut layout = look()?;
-        loop {
-            let gaps = layout.of_image.iter();
-            let of_image: Result<Vec<_>, _> = gaps
-                .map(|(start, end)| {
-                    let span = Span {
-                        start: *start,
-                        end: *end,
-                    };
-                    self.disk.image.extents(span, max)
-                })
-                .collect();
-            let now = look()?;
-            if now.of_image == layout.of_image {
-                return Ok((layout, of_image?));
-            }
-            layout = now;
-        }
-    }
-
-    fn failed(&self, error: &HistoryError) -> IoError {
-        tracing::error!(
-            disk = self.disk.name,
-            epoch = self.view.point().epoch.0,
-            "the past can't be read: {}",
-            with_sources(error)
-        );
-        IoError::Io
     }
 }
 
@@ -104,12 +75,6 @@ pub fn info(disk: &Disk, group: &str, view: &View) -> ExportInfo {
     }
 }
 
-impl Drop for HistoricExport {
-    fn drop(&mut self) {
-        self.shared.core().entries.remove(&self.entry);
-    }
-}
-
 impl Export for HistoricExport {
     fn info(&self) -> ExportInfo {
         self.info.clone()
@@ -120,11 +85,7 @@ impl Export for HistoricExport {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), IoError> {
-        self.view
-            .read(self.number, offset, buf, |at, part| {
-                self.disk.image.read(at, part)
-            })
-            .map_err(|error| self.failed(&error))
+        self.past.read(offset, buf)
     }
 
     fn try_write(&self, _offset: u64, _data: &[u8], _fua: bool) -> Result<bool, IoError> {
@@ -160,48 +121,6 @@ impl Export for HistoricExport {
         len: u64,
         max_extents: usize,
     ) -> Result<Vec<BlockExtent>, IoError> {
-        let end = offset.saturating_add(len.min(STEP));
-        let (layout, of_image) = self.settled_layout(offset, end, max_extents)?;
-        let mut parts: Vec<(u64, BlockExtent)> = layout
-            .saved
-            .into_iter()
-            .map(|(start, end, zero)| {
-                let len = end - start;
-                let extent = if zero {
-                    BlockExtent::hole(len)
-                } else {
-                    BlockExtent::data(len)
-                };
-                (start, extent)
-            })
-            .collect();
-        let mut complete = end;
-        for ((start, end), found) in layout.of_image.into_iter().zip(of_image) {
-            let mut at = start;
-            for extent in found {
-                parts.push((at, extent));
-                at += extent.len;
-            }
-            if at < end {
-                // There was more than was asked for: what lies behind would leave a hole in the answer.
-                complete = complete.min(at);
-            }
-        }
-        parts.sort_unstable_by_key(|(start, _)| *start);
-        let known = parts
-            .into_iter()
-            .filter(|(start, extent)| start + extent.len <= complete);
-        let mut extents: Vec<BlockExtent> = Vec::new();
-        for (_, extent) in known {
-            let full = extents.len() == max_extents;
-            match extents.last_mut() {
-                Some(last) if (last.hole, last.zero) == (extent.hole, extent.zero) => {
-                    last.len += extent.len;
-                }
-                _ if full => break,
-                _ => extents.push(extent),
-            }
-        }
-        Ok(extents)
+        self.past.block_status(offset, len, max_extents)
     }
 }

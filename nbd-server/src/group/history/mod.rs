@@ -1,11 +1,13 @@
 //! The history of a group: what its images held at earlier epochs. The log of it is `epoch_log::history`; here it meets the group's disks:
-//! what is about to be applied is saved first ([`GroupHistory::save`]), old states are exported ([`export`]), and a thread keeps it in its
-//! bounds ([`keeper`]).
+//! what is about to be applied is saved first ([`GroupHistory::save`]), old states are exported ([`export`]), also to be written to ([`clone`]),
+//! and a thread keeps it in its bounds ([`keeper`]).
 
 mod attach;
+mod clone;
 mod config;
 mod export;
 mod keeper;
+mod past_disk;
 mod point;
 mod rewind;
 
@@ -23,6 +25,7 @@ use super::overlay::{Content, Overlay, Span};
 use super::shared::Cut;
 
 pub use attach::names_a_point;
+pub use clone::{CloneError, Clones, PIN_PREFIX};
 pub use config::{HistoryConfig, Size, Span as TimeSpan, Thin};
 pub use export::HistoricExport;
 pub use keeper::Keeper;
