@@ -89,6 +89,16 @@ fn find(plan: u8, name: &str) -> Result<ExportInfo, OpenRefused> {
     }
 }
 
+/// The contexts that an export has beside those that all have: any about a point in time. They may be more than there are places for.
+fn known(plan: u8, queries: &[String], select: bool) -> Vec<String> {
+    let about = |query: &&String| query.contains("since:") || query.contains("bitmap:");
+    let mut found: Vec<String> = queries.iter().filter(about).cloned().collect();
+    if !select && plan & 1 == 1 {
+        found.extend((0..9).map(|pin| format!("qemu:dirty-bitmap:{pin}")));
+    }
+    found
+}
+
 /// Drives the state machine as a connection does.
 fn drive(plan: u8, pieces: &[&[u8]]) -> Course {
     let mut out = Vec::new();
@@ -131,6 +141,15 @@ fn drive(plan: u8, pieces: &[&[u8]]) -> Course {
                 }
                 Ok(Step::Info(name)) => {
                     negotiation.answer_info(find(plan, &name).as_ref(), &mut out);
+                }
+                Ok(Step::Contexts {
+                    export,
+                    queries,
+                    select,
+                }) => {
+                    let found = find(plan, &export).map(|_| known(plan, &queries, select));
+                    let names: Result<&Vec<String>, _> = found.as_ref();
+                    negotiation.answer_contexts(names.map(Vec::as_slice), &mut out);
                 }
                 Ok(Step::Attach(name)) => {
                     if negotiation.answer_attach(find(plan, &name).as_ref(), &mut out) {
@@ -223,6 +242,7 @@ fn check(stream: &[u8], course: &Course) {
 /// Takes the replies to one option off `out`; returns the last one's type.
 fn check_replies(option: u32, out: &mut &[u8]) -> u32 {
     let mut described = false;
+    let mut last_id = 0;
     loop {
         let (head, rest) = out.split_first_chunk::<20>().expect("a whole reply");
         let number = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
@@ -241,7 +261,13 @@ fn check_replies(option: u32, out: &mut &[u8]) -> u32 {
                 );
                 return kind;
             }
-            (2, 3) | (4, 9 | 10) => assert!(len >= 4),
+            (2, 3) => assert!(len >= 4),
+            (4, 9 | 10) => {
+                let id = u32::from_be_bytes(data[..4].try_into().unwrap());
+                // Selected ones have ids, each another; what is only listed has none.
+                assert!(if option == 9 { id == 0 } else { id > last_id });
+                last_id = id;
+            }
             (3, 6 | 7) => described |= data[..2] == [0, 0] && len == 12,
             _ if kind >> 31 == 1 => {
                 assert!(std::str::from_utf8(data).is_ok_and(|text| text.len() <= 4096));

@@ -52,7 +52,16 @@ const DISC: u16 = 2;
 const RESIZE: u16 = 8;
 const FUA: u16 = 1;
 const PAYLOAD_LEN: u16 = 1 << 5;
-const CONTEXTS: [&str; 2] = ["base:allocation", "epochgate:held"];
+/// Metadata contexts, and the bit of the second byte that selects each.
+const CONTEXTS: [(u8, &str); 5] = [
+    (6, "base:allocation"),
+    (7, "epochgate:held"),
+    (2, "x-epochgate:changed-since:1"),
+    (3, "x-epochgate:changed-since:unknown"),
+    (4, "qemu:dirty-bitmap:2"),
+];
+/// Ids of the first of them with a point in time.
+const FIRST_CHANGED: u32 = 3;
 
 /// One server without threads of its own.
 fn server() -> &'static Server {
@@ -107,18 +116,29 @@ impl Stream {
             Headers::Structured => stream.option(8, &[]),
             Headers::Extended => stream.option(11, &[]),
         }
-        if headers != Headers::Simple && negotiate & 0xc0 != 0 {
-            let names = CONTEXTS.iter().enumerate();
-            let wanted: Vec<_> = names
-                .filter(|(index, _)| negotiate & 0x40 << index != 0)
-                .collect();
+        let wanted: Vec<&str> = CONTEXTS
+            .into_iter()
+            .filter(|(bit, _)| negotiate & 1 << bit != 0)
+            .map(|(_, name)| name)
+            .collect();
+        if headers != Headers::Simple && !wanted.is_empty() {
             let mut data = string(&name);
             data.extend(u32::try_from(wanted.len()).unwrap().to_be_bytes());
             wanted
                 .iter()
-                .for_each(|(_, context)| data.extend(string(context)));
+                .for_each(|context| data.extend(string(context)));
             stream.option(10, &data);
-            stream.contexts = wanted.iter().map(|(index, _)| *index as u32 + 1).collect();
+            let mut next = FIRST_CHANGED;
+            for name in wanted.into_iter().filter(|name| !name.ends_with("unknown")) {
+                stream.contexts.push(match name {
+                    "base:allocation" => 1,
+                    "epochgate:held" => 2,
+                    _ => {
+                        next += 1;
+                        next - 1
+                    }
+                });
+            }
         }
         let mut data = string(&name);
         data.extend([0, 0]);

@@ -1,7 +1,8 @@
 //! Requests: whatever bytes come, what the rules let through is within what was advertised and agreed on, what they refuse leaves the
 //! stream in step, and each reply is one that a client can take.
 //!
-//! Input: four bytes that choose the export and what was agreed on, then the client's bytes.
+//! Input: four bytes that choose the export and what was agreed on, then the client's bytes. Of the third byte the rest of a division
+//! by three chooses the headers, the two highest bits and those from the third lowest on the contexts.
 
 use std::collections::HashMap;
 
@@ -90,9 +91,9 @@ fn export(plan: [u8; 4]) -> ExportInfo {
 fn agreed(plan: u8) -> Agreed {
     let headers = [Headers::Simple, Headers::Structured, Headers::Extended][usize::from(plan) % 3];
     let mut contexts = Contexts::default();
-    for (index, context) in MetaContext::ALL.into_iter().enumerate() {
+    for (bit, context) in [6, 7, 2, 3, 4, 5].into_iter().zip(MetaContext::all()) {
         // They need replies of several chunks.
-        if plan & 0x40 << index != 0 && headers.chunked() {
+        if plan & 1 << bit != 0 && headers.chunked() {
             contexts.insert(context);
         }
     }

@@ -30,6 +30,24 @@ impl Headers {
     }
 }
 
+/// Most metadata contexts with a point in time that one connection can select.
+pub const MAX_CHANGED: usize = 4;
+
+/// The number of a metadata context with a point in time among those that a connection has selected. Which point that is, and what the
+/// context is called, is known to whoever found it for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(u8);
+
+impl Slot {
+    /// All there are, in order.
+    pub const ALL: [Self; MAX_CHANGED] = [Self(0), Self(1), Self(2), Self(3)];
+
+    /// Counted from 0, below [`MAX_CHANGED`].
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
 /// A metadata context that NBD_CMD_BLOCK_STATUS can be asked for ("Metadata querying").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetaContext {
@@ -37,17 +55,26 @@ pub enum MetaContext {
     Allocation,
     /// Bit 0: held in an epoch, not yet in the image.
     Held,
+    /// Bit 0: changed since the point in time that the client has named for this one.
+    Changed(Slot),
 }
 
 impl MetaContext {
-    /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 2] = [Self::Allocation, Self::Held];
+    /// Those that every export has under the same name, in the order in which they are listed.
+    pub const FIXED: [Self; 2] = [Self::Allocation, Self::Held];
 
-    /// The name, with its namespace.
-    pub fn name(self) -> &'static str {
+    /// All of them, in the order in which they are answered.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        let changed = Slot::ALL.into_iter().map(Self::Changed);
+        Self::FIXED.into_iter().chain(changed)
+    }
+
+    /// The name, with its namespace, of one that has always the same.
+    pub fn name(self) -> Option<&'static str> {
         match self {
-            Self::Allocation => "base:allocation",
-            Self::Held => "epochgate:held",
+            Self::Allocation => Some("base:allocation"),
+            Self::Held => Some("epochgate:held"),
+            Self::Changed(_) => None,
         }
     }
 
@@ -56,18 +83,20 @@ impl MetaContext {
         match self {
             Self::Allocation => 1,
             Self::Held => 2,
+            Self::Changed(Slot(number)) => 3 + u32::from(number),
         }
     }
 
     /// The context with this id.
     pub fn from_id(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|context| context.id() == id)
+        Self::all().find(|context| context.id() == id)
     }
 
     fn bit(self) -> u8 {
         match self {
             Self::Allocation => 1,
             Self::Held => 2,
+            Self::Changed(Slot(number)) => 4 << number,
         }
     }
 }
@@ -94,20 +123,37 @@ impl Contexts {
         self.0 == 0
     }
 
-    /// Those in the set, in the order of [`MetaContext::ALL`].
+    /// How many there are.
+    pub fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// How many of them have a point in time.
+    pub fn changed(self) -> usize {
+        let fixed = MetaContext::FIXED;
+        self.iter()
+            .filter(|context| !fixed.contains(context))
+            .count()
+    }
+
+    /// Those in the set, in the order of [`MetaContext::all`].
     pub fn iter(self) -> impl DoubleEndedIterator<Item = MetaContext> {
-        MetaContext::ALL
-            .into_iter()
-            .filter(move |context| self.contains(*context))
+        MetaContext::all().filter(move |context| self.contains(*context))
+    }
+}
+
+impl Extend<MetaContext> for Contexts {
+    fn extend<I: IntoIterator<Item = MetaContext>>(&mut self, contexts: I) {
+        for context in contexts {
+            self.insert(context);
+        }
     }
 }
 
 impl FromIterator<MetaContext> for Contexts {
     fn from_iter<I: IntoIterator<Item = MetaContext>>(contexts: I) -> Self {
         let mut set = Self::default();
-        for context in contexts {
-            set.insert(context);
-        }
+        set.extend(contexts);
         set
     }
 }

@@ -6,6 +6,7 @@
 
 mod answers;
 mod batch;
+mod changed;
 mod credit;
 mod handshake;
 mod outbox;

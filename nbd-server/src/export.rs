@@ -8,6 +8,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use epoch_log::Epoch;
 
 use crate::metrics::Meter;
 
@@ -252,6 +253,11 @@ pub trait Export: Send + Sync + 'static {
         Ok(vec![HeldExtent { len, held: false }])
     }
 
+    /// The epoch that it shows, if that is one of the past; none: it shows the disk as it is now.
+    fn shows(&self) -> Option<Epoch> {
+        None
+    }
+
     /// The client will need this range soon. Nothing has to come of it. May block.
     fn cache(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let _ = (offset, len);
@@ -267,6 +273,38 @@ pub trait Export: Send + Sync + 'static {
     fn resize(&self, new_size: u64) -> Result<(), IoError> {
         let _ = new_size;
         Err(IoError::Perm)
+    }
+}
+
+/// A point in time since which a client asks for changes of a disk. It is kept as long as this is.
+pub trait Since: Send + Sync + 'static {
+    /// Which parts of a range have changed from there on up to an epoch of the past: begin and end of each, in order. Without `until`,
+    /// what has changed in the image up to now; what is [held](Export::held_status) is not looked at. May block.
+    ///
+    /// # Errors
+    /// [`IoError::Inval`] if `until` is before this point.
+    fn changed(
+        &self,
+        until: Option<Epoch>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<(u64, u64)>, IoError>;
+}
+
+/// A metadata context with a point in time.
+#[derive(Clone)]
+pub struct ChangedContext {
+    /// Its name, as the client has asked for it.
+    pub name: String,
+    /// The point.
+    pub since: Arc<dyn Since>,
+}
+
+impl fmt::Debug for ChangedContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChangedContext")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -306,6 +344,26 @@ pub trait ExportDirectory: Send + Sync + 'static {
 
     /// What [`Export::info`] would say after [`ExportDirectory::open`], without attaching (NBD_OPT_INFO).
     fn describe(&self, name: &str) -> Result<ExportInfo, OpenRefused>;
+
+    /// Of these queries, those that name in full a metadata context with a point in time that this export has, in their order, and
+    /// at most [`MAX_CHANGED`](crate::agreed::MAX_CHANGED). Each counts as an attachment as long as it is kept; the `cutter` ends the
+    /// connection that asks. May block.
+    fn changed_contexts(
+        &self,
+        name: &str,
+        queries: &[String],
+        cutter: &Cutter,
+    ) -> Vec<ChangedContext> {
+        let _ = (name, queries, cutter);
+        Vec::new()
+    }
+
+    /// The names of such contexts to show to a client that looks for them: those that a query names, or the beginning of, up to a `:`;
+    /// without a query those that people have given a name. Not all, if there are many. May block.
+    fn list_contexts(&self, name: &str, queries: &[String]) -> Vec<String> {
+        let _ = (name, queries);
+        Vec::new()
+    }
 
     /// Attaches. The `cutter` ends this very connection and stays usable, without effect, after it has ended.
     fn open(&self, name: &str, cutter: Cutter) -> Result<Arc<dyn Export>, OpenRefused>;

@@ -58,6 +58,17 @@ pub enum Step {
     List,
     /// Describe the export of this name, without attaching, and call [`Negotiation::answer_info`].
     Info(String),
+    /// Ask the export, without attaching, which metadata contexts with a point in time it has, and call
+    /// [`Negotiation::answer_contexts`].
+    Contexts {
+        /// Its name.
+        export: String,
+        /// What the client asks for.
+        queries: Vec<String>,
+        /// True: those that a query names in full are to be kept for the transmission, in the order of the queries. It ends all that was
+        /// kept before. False: those that a query names in full or in part, or all if there is none, are to be listed.
+        select: bool,
+    },
     /// Attach to the export of this name and call [`Negotiation::answer_attach`].
     Attach(String),
     /// Send what stands in the output, do the TLS handshake, and go on over TLS.
@@ -88,11 +99,10 @@ enum Question {
         option: u32,
         data: InfoData,
     },
-    /// LIST_META_CONTEXT or SET_META_CONTEXT.
-    Contexts {
-        option: u32,
-        data: ContextData,
-    },
+    /// LIST_META_CONTEXT.
+    ListContexts(ContextData),
+    /// SET_META_CONTEXT.
+    SetContexts(ContextData),
     ExportName(String),
 }
 
@@ -346,9 +356,20 @@ impl Negotiation {
             put_error(out, option, reply::ERR_INVALID, message);
             return None;
         };
-        let name = data.name.clone();
-        self.state = State::Answer(Question::Contexts { option, data });
-        Some(Step::Info(name))
+        let export = data.name.clone();
+        let select = option == option::SET_META_CONTEXT;
+        let (queries, question) = if select {
+            let asked = contexts::of_export(&data.queries);
+            (asked, Question::SetContexts(data))
+        } else {
+            (data.queries.clone(), Question::ListContexts(data))
+        };
+        self.state = State::Answer(question);
+        Some(Step::Contexts {
+            export,
+            queries,
+            select,
+        })
     }
 
     /// Answers [`Step::List`].
@@ -366,25 +387,43 @@ impl Negotiation {
                 let agreed = self.agreed_for(&data.name);
                 put_description(out, option, &data.name, &data.wanted, info, &agreed);
             }
-            (State::Answer(Question::Contexts { option, data }), Ok(_)) => {
-                let contexts = if option == option::SET_META_CONTEXT {
-                    let contexts = contexts::selected(&data.queries);
-                    self.selection = Some(Selection {
-                        export: data.name,
-                        contexts,
-                    });
-                    contexts
-                } else {
-                    contexts::listed(&data.queries)
-                };
-                put_contexts(out, option, contexts);
+            (State::Answer(Question::Describe { option, .. }), Err(refused)) => {
+                put_refusal(out, option, refused);
             }
-            (
-                State::Answer(
-                    Question::Describe { option, .. } | Question::Contexts { option, .. },
-                ),
-                Err(refused),
-            ) => put_refusal(out, option, refused),
+            // Not what was asked.
+            (state, _) => self.state = state,
+        }
+    }
+
+    /// Answers [`Step::Contexts`] with the names of what was found; the handshake goes on. Of what is selected the first
+    /// [`MAX_CHANGED`](crate::agreed::MAX_CHANGED) get their [slots](crate::agreed::Slot) in this order.
+    pub fn answer_contexts(&mut self, found: Result<&[String], &OpenRefused>, out: &mut Vec<u8>) {
+        match (std::mem::replace(&mut self.state, State::Option), found) {
+            (State::Answer(Question::ListContexts(data)), Ok(found)) => {
+                // "reserved and SHOULD be set to zero": nothing is selected.
+                let fixed = contexts::listed(&data.queries);
+                let names = fixed.into_iter().chain(found.iter().map(String::as_str));
+                put_contexts(out, option::LIST_META_CONTEXT, names.map(|name| (0, name)));
+            }
+            (State::Answer(Question::SetContexts(data)), Ok(found)) => {
+                let mut contexts = contexts::selected(&data.queries);
+                let fixed = contexts.iter();
+                let fixed = fixed.filter_map(|context| Some((context, context.name()?)));
+                let all: Vec<_> = fixed.chain(contexts::placed(found)).collect();
+                contexts.extend(all.iter().map(|(context, _)| *context));
+                self.selection = Some(Selection {
+                    export: data.name,
+                    contexts,
+                });
+                let named = all.iter().map(|(context, name)| (context.id(), *name));
+                put_contexts(out, option::SET_META_CONTEXT, named);
+            }
+            (State::Answer(Question::ListContexts(_)), Err(refused)) => {
+                put_refusal(out, option::LIST_META_CONTEXT, refused);
+            }
+            (State::Answer(Question::SetContexts(_)), Err(refused)) => {
+                put_refusal(out, option::SET_META_CONTEXT, refused);
+            }
             // Not what was asked.
             (state, _) => self.state = state,
         }

@@ -224,6 +224,9 @@ pub mod state {
 /// Status flag of `epochgate:held`: held in an epoch, not yet in the image.
 pub const STATE_HELD: u32 = 1 << 0;
 
+/// Status flag of the contexts with a point in time: changed since then. `qemu:dirty-bitmap:` calls the same bit dirty.
+pub const STATE_CHANGED: u32 = 1 << 0;
+
 /// The number that carries `error` on the wire ("Error values").
 pub fn error_number(error: IoError) -> u32 {
     match error {

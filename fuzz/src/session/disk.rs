@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
+use nbd_server::Epoch;
 use nbd_server::export::{
-    BlockExtent, Cutter, Export, ExportDirectory, ExportInfo, ExportListing, HeldExtent, IoError,
-    OpenRefused,
+    BlockExtent, ChangedContext, Cutter, Export, ExportDirectory, ExportInfo, ExportListing,
+    HeldExtent, IoError, OpenRefused, Since,
 };
 
 /// Size of each disk in bytes.
@@ -110,6 +111,25 @@ impl Export for Memory {
     }
 }
 
+/// Says that every other stretch has changed, with overlaps, and beyond what was asked for.
+struct Alternating;
+
+impl Since for Alternating {
+    fn changed(&self, _: Option<Epoch>, offset: u64, len: u64) -> Result<Vec<(u64, u64)>, IoError> {
+        if offset.is_multiple_of(11) {
+            return Err(IoError::Io);
+        }
+        let step = status_step(offset);
+        let stretch = |index| {
+            (
+                offset + 2 * index * step,
+                offset + (2 * index + 1) * step + index % 2,
+            )
+        };
+        Ok((0..=len.div_ceil(2 * step)).map(stretch).collect())
+    }
+}
+
 /// How long the extents are that a status has from `offset` on.
 pub fn status_step(offset: u64) -> u64 {
     1 + offset % 9000
@@ -125,6 +145,15 @@ impl ExportDirectory for Directory {
 
     fn describe(&self, name: &str) -> Result<ExportInfo, OpenRefused> {
         Ok(memory(name).info())
+    }
+
+    fn changed_contexts(&self, _: &str, queries: &[String], _: &Cutter) -> Vec<ChangedContext> {
+        let known = |query: &&String| query.ends_with(['1', '2']);
+        let context = |name: &String| ChangedContext {
+            name: name.clone(),
+            since: Arc::new(Alternating),
+        };
+        queries.iter().filter(known).map(context).collect()
     }
 
     fn open(&self, name: &str, _: Cutter) -> Result<Arc<dyn Export>, OpenRefused> {

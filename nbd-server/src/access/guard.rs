@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::{AccessRules, Client, Rights};
-use crate::export::{Cutter, Export, ExportDirectory, ExportInfo, ExportListing, OpenRefused};
+use crate::export::{
+    ChangedContext, Cutter, Export, ExportDirectory, ExportInfo, ExportListing, OpenRefused,
+};
 
 /// Applies the rules to everything that one client asks the directory.
 pub(crate) struct Guard<'a> {
@@ -31,6 +33,33 @@ impl Guard<'_> {
         let info = self.directory.describe(name);
         info.map(|info| limited(info, rights))
             .map_err(|refused| self.discreet(name, refused))
+    }
+
+    /// As [`ExportDirectory::changed_contexts`].
+    ///
+    /// # Errors
+    /// As [`Guard::describe`].
+    pub fn changed_contexts(
+        &self,
+        name: &str,
+        queries: &[String],
+        cutter: &Cutter,
+    ) -> Result<Vec<ChangedContext>, OpenRefused> {
+        self.describe(name)?;
+        Ok(self.directory.changed_contexts(name, queries, cutter))
+    }
+
+    /// As [`ExportDirectory::list_contexts`].
+    ///
+    /// # Errors
+    /// As [`Guard::describe`].
+    pub fn list_contexts(
+        &self,
+        name: &str,
+        queries: &[String],
+    ) -> Result<Vec<String>, OpenRefused> {
+        self.describe(name)?;
+        Ok(self.directory.list_contexts(name, queries))
     }
 
     /// Attaches. The information is to be used instead of the export's own: it says "read-only" also where only this client is bound to that.

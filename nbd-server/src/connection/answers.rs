@@ -1,14 +1,17 @@
 //! Answers that a worker makes out of more than one call to an export: reads with holes, and BLOCK_STATUS. It knows no socket.
 
+use std::sync::Arc;
+
+use super::changed;
 use crate::agreed::{Contexts, MetaContext};
-use crate::export::{Export, IoError};
-use crate::protocol::{EXTENDED_CHUNK_HEADER_LEN, MAX_STATUS_EXTENTS, STATE_HELD, state};
+use crate::export::{Export, IoError, Since};
+use crate::protocol::{
+    EXTENDED_CHUNK_HEADER_LEN, MAX_STATUS_EXTENTS, STATE_CHANGED, STATE_HELD, state,
+};
 use crate::transmission::{
     Fragment, MAX_FRAGMENTS, MIN_SPARSE_READ, Request, Rules, StatusExtent, fit, fragments,
 };
 
-/// What the answer to a BLOCK_STATUS may take: 16 bytes per extent for each of two contexts.
-pub(super) const MAX_STATUS_REPLY: usize = 2 * 16 * MAX_STATUS_EXTENTS;
 /// Bytes of a hole chunk with extended headers.
 const MAX_HOLE: usize = EXTENDED_CHUNK_HEADER_LEN + 12;
 
@@ -75,12 +78,18 @@ fn read_fragments(
     Ok(reply)
 }
 
-/// The whole reply to a BLOCK_STATUS: one chunk per context.
+/// What the answer to a BLOCK_STATUS about so many contexts may take: 16 bytes per extent for each of them.
+pub(super) fn max_status_reply(contexts: Contexts) -> usize {
+    contexts.len() * 16 * MAX_STATUS_EXTENTS
+}
+
+/// The whole reply to a BLOCK_STATUS: one chunk per context. `points`: of the contexts with a point in time, by their slots.
 ///
 /// # Errors
 /// When the export can't say.
 pub(super) fn block_status(
     export: &dyn Export,
+    points: &[Arc<dyn Since>],
     rules: &Rules,
     request: &Request,
     len: u64,
@@ -109,6 +118,16 @@ pub(super) fn block_status(
                 let extents = extents.iter().map(|extent| StatusExtent {
                     len: extent.len,
                     flags: if extent.held { STATE_HELD } else { 0 },
+                });
+                fit(extents, len, one)
+            }
+            MetaContext::Changed(slot) => {
+                // A slot is given out with its point.
+                let since = points.get(slot.index()).ok_or(IoError::Inval)?;
+                let extents = changed::since(export, since.as_ref(), offset, len, max)?;
+                let extents = extents.into_iter().map(|(len, changed)| StatusExtent {
+                    len,
+                    flags: if changed { STATE_CHANGED } else { 0 },
                 });
                 fit(extents, len, one)
             }

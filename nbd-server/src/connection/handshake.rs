@@ -10,7 +10,7 @@ use super::socket::Socket;
 use super::throttle::Throttle;
 use super::{Admit, ConnectionError, Context, Standing};
 use crate::access::{Client, Guard, Peer};
-use crate::export::{Cutter, Export, ExportInfo, OpenRefused};
+use crate::export::{Cutter, Export, Since};
 use crate::negotiation::{Negotiation, StartTls, Step};
 use crate::policy::Policy;
 use crate::transmission::Rules;
@@ -22,6 +22,8 @@ const MAX_ANSWERS: usize = 64 << 10;
 pub(super) struct Attachment {
     pub export: Arc<dyn Export>,
     pub rules: Rules,
+    /// The points in time of the metadata contexts that were selected with one, by their slots.
+    pub points: Arc<[Arc<dyn Since>]>,
     /// The pace that the export is held to, if it is.
     pub throttle: Option<Arc<Throttle>>,
 }
@@ -51,6 +53,8 @@ pub(super) fn negotiate(
         certificate: None,
     };
     let mut out = Vec::new();
+    // What the last selection has found, kept until it counts or another takes its place.
+    let mut points: Vec<Arc<dyn Since>> = Vec::new();
     let mut negotiation = Negotiation::start(offer(&policy, peer), &mut out);
     loop {
         let guard = Guard {
@@ -87,8 +91,29 @@ pub(super) fn negotiate(
                 let info = guard.describe(&name);
                 negotiation.answer_info(info.as_ref(), &mut out);
             }
+            Ok(Step::Contexts {
+                export,
+                queries,
+                select: true,
+            }) => {
+                points.clear();
+                let found = guard.changed_contexts(&export, &queries, &cutter(socket));
+                let found = found.map(|found| {
+                    let (names, since) = found.into_iter().map(|it| (it.name, it.since)).unzip();
+                    points = since;
+                    names
+                });
+                let names: Result<&Vec<String>, _> = found.as_ref();
+                negotiation.answer_contexts(names.map(Vec::as_slice), &mut out);
+            }
+            Ok(Step::Contexts {
+                export, queries, ..
+            }) => {
+                let names = guard.list_contexts(&export, &queries);
+                negotiation.answer_contexts(names.as_deref(), &mut out);
+            }
             Ok(Step::Attach(name)) => {
-                match admit(&client).and_then(|()| attach(socket, &guard, &name)) {
+                match admit(&client).and_then(|()| guard.open(&name, cutter(socket))) {
                     Ok((export, info)) => {
                         let attached = negotiation.answer_attach(Ok(&info), &mut out);
                         if attached {
@@ -99,11 +124,15 @@ pub(super) fn negotiate(
                             socket
                                 .set_time_limit(None)
                                 .map_err(ConnectionError::Socket)?;
-                            let rules = Rules::new(info, negotiation.agreed());
+                            let agreed = negotiation.agreed();
+                            // Those of a selection for another export let their points go.
+                            points.truncate(agreed.contexts.changed());
+                            let rules = Rules::new(info, agreed);
                             let throttle = policy.rates.throttle(&context.directory.names(&name));
                             return Ok(Some(Attachment {
                                 export,
                                 rules,
+                                points: points.into(),
                                 throttle,
                             }));
                         }
@@ -165,11 +194,8 @@ fn start_tls(socket: &Socket, policy: &Policy, deadline: Deadline) -> Result<(),
     }
 }
 
-fn attach(
-    socket: &Arc<Socket>,
-    guard: &Guard<'_>,
-    name: &str,
-) -> Result<(Arc<dyn Export>, ExportInfo), OpenRefused> {
+/// What ends this connection.
+fn cutter(socket: &Arc<Socket>) -> Cutter {
     // The directory may keep the cutter for long: it must not keep the socket.
     let on_socket = |act: fn(&Socket)| {
         let weak = Arc::downgrade(socket);
@@ -179,8 +205,7 @@ fn attach(
             }
         }
     };
-    let cutter = Cutter::new(on_socket(Socket::cut), on_socket(Socket::stop_receiving));
-    guard.open(name, cutter)
+    Cutter::new(on_socket(Socket::cut), on_socket(Socket::stop_receiving))
 }
 
 fn send(socket: &Socket, out: &mut Vec<u8>, deadline: Deadline) -> Result<(), ConnectionError> {

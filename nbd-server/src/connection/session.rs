@@ -17,7 +17,7 @@ use super::socket::Socket;
 use super::throttle::Throttle;
 use super::workers::Lane;
 use super::{ConnectionError, Context, answers, payload};
-use crate::export::{Export, IoError};
+use crate::export::{Export, IoError, Since};
 use crate::metrics::{Kind, Started, Tally};
 use crate::protocol::command;
 use crate::transmission::{Operation, Request, Rules};
@@ -37,6 +37,8 @@ const PACE_STEP: Duration = Duration::from_millis(50);
 /// One attached connection.
 pub(super) struct Session {
     socket: Arc<Socket>,
+    /// Before the export: when that has detached, nothing of its past is kept any more.
+    points: Arc<[Arc<dyn Since>]>,
     export: Arc<dyn Export>,
     rules: Arc<Rules>,
     outbox: Arc<Outbox>,
@@ -69,6 +71,7 @@ impl Session {
             reconnects: attachment.rules.info().reconnects,
             tally: Tally::new(attachment.export.meter().unwrap_or_default()),
             export: attachment.export,
+            points: attachment.points,
             rules: Arc::new(attachment.rules),
             outbox: Outbox::new(Arc::clone(&socket)),
             credits: Credits::new(
@@ -254,17 +257,20 @@ impl Session {
                 self.answer(&request, Ok(()));
                 return Ok(());
             }
-            Operation::BlockStatus { one: false, .. } => {
-                self.take_credit(answers::MAX_STATUS_REPLY)?
-            }
+            Operation::BlockStatus {
+                one: false,
+                contexts,
+                ..
+            } => self.take_credit(answers::max_status_reply(contexts))?,
             _ => self.take_credit(0)?,
         };
         if let Operation::BlockStatus {
             len, one, contexts, ..
         } = operation
         {
+            let points = Arc::clone(&self.points);
             self.submit_reply(request, credit, move |export, rules| {
-                answers::block_status(export, rules, &request, len, one, contexts)
+                answers::block_status(export, &points, rules, &request, len, one, contexts)
             });
             return Ok(());
         }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{Group, Refusal};
-use crate::export::{Cutter, Export, ExportDirectory, ExportInfo, ExportListing, OpenRefused};
+use crate::export::{
+    ChangedContext, Cutter, Export, ExportDirectory, ExportInfo, ExportListing, OpenRefused,
+};
 use crate::served::Served;
 
 /// All exports of a gateway. Looked into when a client attaches, never by a request.
@@ -71,6 +73,27 @@ impl Directory {
         self.contents
             .write()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the group of a disk about it, without holding up those who attach or change what there is: it may take a while. None: there is
+    /// no such group, or none any more when it has answered.
+    fn ask_group<T>(
+        &self,
+        name: &str,
+        ask: impl FnOnce(&Group, &str, Option<&str>) -> T,
+    ) -> Option<T> {
+        let contents = self.look();
+        let name = contents.resolve(name).to_owned();
+        let name = Name::parse(&name)?;
+        let group = contents.groups.get(name.group).map(Arc::clone)?;
+        drop(contents);
+        let answer = ask(&group, name.disk, name.instance);
+        // Who takes a group out of the directory sends away all that are attached then; what came too late for that must go by itself.
+        let contents = self.look();
+        let there = contents.groups.get(name.group);
+        there
+            .is_some_and(|there| Arc::ptr_eq(there, &group))
+            .then_some(answer)
     }
 
     /// The group of that name.
@@ -165,6 +188,25 @@ impl ExportDirectory for Directory {
                 group.describe(disk, instance)
             }),
         }
+    }
+
+    fn changed_contexts(
+        &self,
+        name: &str,
+        queries: &[String],
+        cutter: &Cutter,
+    ) -> Vec<ChangedContext> {
+        self.ask_group(name, |group, disk, instance| {
+            group.changed_contexts(disk, instance, queries, cutter)
+        })
+        .unwrap_or_default()
+    }
+
+    fn list_contexts(&self, name: &str, queries: &[String]) -> Vec<String> {
+        self.ask_group(name, |group, _, instance| {
+            group.list_contexts(instance, queries)
+        })
+        .unwrap_or_default()
     }
 
     fn open(&self, name: &str, cutter: Cutter) -> Result<Arc<dyn Export>, OpenRefused> {

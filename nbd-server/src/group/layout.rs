@@ -11,7 +11,6 @@ const STEP: u64 = 256 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stretch {
     span: Span,
-    held: bool,
     hole: bool,
     zero: bool,
 }
@@ -40,21 +39,37 @@ pub fn held(
     range: Span,
     max: usize,
 ) -> Result<Vec<HeldExtent>, IoError> {
-    let stretches = look(disk, rights, range, max)?;
-    let extents = joined(&stretches, |a, b| a.held == b.held).map(|stretch| HeldExtent {
-        len: stretch.span.end - stretch.span.start,
-        held: stretch.held,
+    let bare = disk.is_bare();
+    let step = first_step(range);
+    let mut parts = Vec::new();
+    let gaps = disk.cover(rights, step, |span, _| parts.push((span, true)))?;
+    // Without layers one answer is enough for all of the range.
+    let gaps = if bare && parts.is_empty() {
+        vec![range]
+    } else {
+        gaps
+    };
+    parts.extend(gaps.into_iter().map(|span| (span, false)));
+    parts.sort_unstable_by_key(|(span, _)| span.start);
+    let extents = parts.chunk_by(|a, b| a.1 == b.1).map(|alike| HeldExtent {
+        len: alike.iter().map(|(span, _)| span.end - span.start).sum(),
+        held: alike.iter().any(|(_, held)| *held),
     });
     Ok(extents.take(max).collect())
+}
+
+/// What of a range is looked at at once, if there are layers.
+fn first_step(range: Span) -> Span {
+    Span {
+        end: range.end.min(range.start.saturating_add(STEP)),
+        ..range
+    }
 }
 
 /// All stretches from the beginning of `range` on, in order, without a gap; not always to its end.
 fn look(disk: &Disk, rights: &Rights, range: Span, max: usize) -> Result<Vec<Stretch>, IoError> {
     let bare = disk.is_bare();
-    let step = Span {
-        end: range.end.min(range.start.saturating_add(STEP)),
-        ..range
-    };
+    let step = first_step(range);
     let mut stretches = Vec::new();
     // Also where there is nothing: it checks the rights.
     let gaps = disk.cover(rights, step, |span, content| {
@@ -63,12 +78,7 @@ fn look(disk: &Disk, rights: &Rights, range: Span, max: usize) -> Result<Vec<Str
             Content::Cleared(Clear::Zero) => (false, true),
             Content::Cleared(Clear::Hole | Clear::Trim) => (true, true),
         };
-        stretches.push(Stretch {
-            span,
-            held: true,
-            hole,
-            zero,
-        });
+        stretches.push(Stretch { span, hole, zero });
     })?;
     let mut complete = u64::MAX;
     // Without layers the image alone answers, for all of the range.
@@ -86,7 +96,6 @@ fn look(disk: &Disk, rights: &Rights, range: Span, max: usize) -> Result<Vec<Str
             at = span.end;
             stretches.push(Stretch {
                 span,
-                held: false,
                 hole: extent.hole,
                 zero: extent.zero,
             });

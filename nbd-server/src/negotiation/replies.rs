@@ -1,6 +1,6 @@
 //! Option replies to bytes ("Option reply types").
 
-use crate::agreed::{Agreed, Contexts};
+use crate::agreed::Agreed;
 use crate::export::{ExportInfo, ExportListing, OpenRefused};
 use crate::protocol::{self, info, option, reply};
 
@@ -17,16 +17,15 @@ pub(super) fn put_list(out: &mut Vec<u8>, exports: &[ExportListing]) {
     put_reply(out, option::LIST, reply::ACK, &[]);
 }
 
-/// Appends the metadata contexts that an option has found. Where nothing is selected their ids are 0 ("reserved and SHOULD be set to zero").
-pub(super) fn put_contexts(out: &mut Vec<u8>, option: u32, contexts: Contexts) {
-    for context in contexts.iter() {
-        let id = if option == option::SET_META_CONTEXT {
-            context.id()
-        } else {
-            0
-        };
+/// Appends the metadata contexts that an option has found: their ids and names.
+pub(super) fn put_contexts<'a>(
+    out: &mut Vec<u8>,
+    option: u32,
+    contexts: impl Iterator<Item = (u32, &'a str)>,
+) {
+    for (id, name) in contexts {
         let mut data = id.to_be_bytes().to_vec();
-        data.extend_from_slice(context.name().as_bytes());
+        data.extend_from_slice(cut_string(name).as_bytes());
         put_reply(out, option, reply::META_CONTEXT, &data);
     }
     put_reply(out, option, reply::ACK, &[]);

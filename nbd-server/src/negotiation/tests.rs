@@ -1,10 +1,11 @@
 //! The handshake against bytes: what real clients send, what none should, and anything at all.
 #![allow(clippy::unwrap_used)]
 
+mod contexts;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::agreed::MetaContext;
 use crate::protocol::{info, transmission_flag};
 
 fn option(kind: u32, data: &[u8]) -> Vec<u8> {
@@ -259,6 +260,11 @@ fn ask(negotiation: &mut Negotiation, kind: u32, data: &[u8]) -> Vec<(u32, Vec<u
     let mut out = Vec::new();
     match advance(negotiation, &option(kind, data), &mut out) {
         Step::Info(_) => negotiation.answer_info(Ok(&ExportInfo::full(4096)), &mut out),
+        // The export knows whatever is about a past.
+        Step::Contexts { mut queries, .. } => {
+            queries.retain(|query| query.starts_with("past:"));
+            negotiation.answer_contexts(Ok(&queries), &mut out);
+        }
         Step::Attach(_) => {
             assert!(negotiation.answer_attach(Ok(&ExportInfo::full(4096)), &mut out));
         }
@@ -272,118 +278,6 @@ fn ask(negotiation: &mut Negotiation, kind: u32, data: &[u8]) -> Vec<(u32, Vec<u
 /// The transmission flags in an answer to INFO or GO.
 fn flags_in(replies: &[(u32, Vec<u8>)]) -> u16 {
     u16::from_be_bytes(replies[0].1[10..12].try_into().unwrap())
-}
-
-#[test]
-fn contexts_are_listed_without_ids_and_selected_with_them() {
-    let mut negotiation = negotiation(FLAGS);
-    ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
-    let list = ask(
-        &mut negotiation,
-        option::LIST_META_CONTEXT,
-        &context_data("d", &[]),
-    );
-    assert_eq!(
-        list,
-        [
-            (reply::META_CONTEXT, b"\0\0\0\0base:allocation".to_vec()),
-            (reply::META_CONTEXT, b"\0\0\0\0epochgate:held".to_vec()),
-            (reply::ACK, Vec::new()),
-        ]
-    );
-    let set = ask(
-        &mut negotiation,
-        option::SET_META_CONTEXT,
-        &context_data("d", &["epochgate:held", "other:x"]),
-    );
-    assert_eq!(
-        set,
-        [
-            (reply::META_CONTEXT, b"\0\0\0\x02epochgate:held".to_vec()),
-            (reply::ACK, Vec::new()),
-        ]
-    );
-    ask(&mut negotiation, option::GO, &info_data("d", &[]));
-    let contexts: Vec<_> = negotiation.agreed().contexts.iter().collect();
-    assert_eq!(contexts, [MetaContext::Held]);
-}
-
-/// "replaces all previously-set metadata contexts (including when this command fails)"; "referred to the same export name".
-#[test]
-fn a_selection_counts_for_its_export_until_the_next() {
-    let select = context_data("d", &["base:allocation"]);
-    for (second, attached, holds) in [
-        (None, "d", true),
-        (None, "other", false),
-        (Some(context_data("d", &[])), "d", false),
-        (
-            Some(context_data("other", &["base:allocation"])),
-            "d",
-            false,
-        ),
-        (
-            Some(context_data("other", &["base:allocation"])),
-            "other",
-            true,
-        ),
-        (Some(b"malformed".to_vec()), "d", false),
-    ] {
-        let mut negotiation = negotiation(FLAGS);
-        ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
-        ask(&mut negotiation, option::SET_META_CONTEXT, &select);
-        if let Some(second) = second {
-            ask(&mut negotiation, option::SET_META_CONTEXT, &second);
-        }
-        ask(&mut negotiation, option::GO, &info_data(attached, &[]));
-        assert_eq!(!negotiation.agreed().contexts.is_empty(), holds);
-    }
-    // A refusal forgets as well.
-    let mut negotiation = negotiation(FLAGS);
-    ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
-    ask(&mut negotiation, option::SET_META_CONTEXT, &select);
-    let mut out = Vec::new();
-    let again = option(option::SET_META_CONTEXT, &select);
-    assert_eq!(
-        advance(&mut negotiation, &again, &mut out),
-        Step::Info("d".into())
-    );
-    negotiation.answer_info(Err(&OpenRefused::Unknown("gone".into())), &mut out);
-    assert_eq!(replies(&out)[0].1, reply::ERR_UNKNOWN);
-    ask(&mut negotiation, option::GO, &info_data("d", &[]));
-    assert!(negotiation.agreed().contexts.is_empty());
-}
-
-#[test]
-fn contexts_need_replies_that_can_carry_them() {
-    let select = context_data("d", &["base:allocation"]);
-    for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
-        let refused = ask(&mut negotiation(FLAGS), kind, &select);
-        assert_eq!(refused[0].0, reply::ERR_INVALID);
-        let mut negotiation = negotiation(FLAGS);
-        ask(&mut negotiation, option::EXTENDED_HEADERS, &[]);
-        let found = ask(&mut negotiation, kind, &select);
-        assert_eq!(found[0].0, reply::META_CONTEXT);
-    }
-}
-
-#[test]
-fn malformed_lists_of_queries_are_refused() {
-    let whole = context_data("d", &["base:allocation", "x:y"]);
-    let mut endless = context_data("d", &[]);
-    endless[5..9].copy_from_slice(&u32::MAX.to_be_bytes());
-    let overlong = context_data("d", &[&"x".repeat(protocol::MAX_STRING + 1)]);
-    let longer = [&whole[..], b"x"].concat();
-    let mut not_utf8 = context_data("d", &["base:x"]);
-    let end = not_utf8.len();
-    not_utf8[end - 1] = 0xff;
-    let mut malformed: Vec<&[u8]> = vec![&endless, &overlong, &longer, &not_utf8];
-    malformed.extend((0..whole.len()).map(|len| &whole[..len]));
-    for data in malformed {
-        let mut negotiation = negotiation(FLAGS);
-        ask(&mut negotiation, option::STRUCTURED_REPLY, &[]);
-        let answer = ask(&mut negotiation, option::LIST_META_CONTEXT, data);
-        assert_eq!(answer[0].0, reply::ERR_INVALID);
-    }
 }
 
 #[test]
@@ -434,6 +328,9 @@ fn drive(pieces: &[Vec<u8>], answers: u8) -> (Vec<u8>, bool) {
                 Ok(Step::NeedMore) => break,
                 Ok(Step::List) => negotiation.answer_list(&[], &mut out),
                 Ok(Step::Info(_)) => negotiation.answer_info(answer, &mut out),
+                Ok(Step::Contexts { queries, .. }) => {
+                    negotiation.answer_contexts(answer.map(|_| queries.as_slice()), &mut out);
+                }
                 Ok(Step::Attach(_)) => {
                     if negotiation.answer_attach(answer, &mut out) {
                         return (out, true);

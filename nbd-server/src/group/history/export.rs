@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use epoch_log::Epoch;
 use epoch_log::history::View;
 
 use super::past_disk::PastDisk;
@@ -98,6 +99,10 @@ impl Export for HistoricExport {
 
     fn flush(&self) -> Result<(), IoError> {
         Ok(())
+    }
+
+    fn shows(&self) -> Option<Epoch> {
+        Some(self.past.view().point().epoch)
     }
 
     fn trim(&self, _offset: u64, _len: u64, _fua: bool) -> Result<(), IoError> {

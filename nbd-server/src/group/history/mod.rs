@@ -5,6 +5,7 @@
 mod attach;
 mod clone;
 mod config;
+mod contexts;
 mod export;
 mod keeper;
 mod past_disk;

@@ -5,7 +5,7 @@ mod rules;
 mod wire;
 
 use super::*;
-use crate::agreed::{Agreed, Headers, MetaContext};
+use crate::agreed::{Agreed, Headers, MetaContext, Slot};
 use crate::export::ExportInfo;
 use crate::protocol::{self, command};
 
@@ -82,4 +82,4 @@ fn long(kind: u16, flags: u16, offset: u64, length: u64) -> Request {
     }
 }
 
-const BOTH: [MetaContext; 2] = MetaContext::ALL;
+const BOTH: [MetaContext; 2] = MetaContext::FIXED;

@@ -187,7 +187,7 @@ fn a_payload_is_taken_where_the_document_says_so() {
 #[test]
 fn block_status_answers_for_the_contexts_that_are_asked_for() {
     let rules = extended(&BOTH);
-    let with = |effect: u64, ids: &[u32]| {
+    let with = |rules: &Rules, effect: u64, ids: &[u32]| {
         let mut payload = effect.to_be_bytes().to_vec();
         ids.iter()
             .for_each(|id| payload.extend_from_slice(&id.to_be_bytes()));
@@ -212,9 +212,12 @@ fn block_status_answers_for_the_contexts_that_are_asked_for() {
         })
     };
     let (allocation, held) = (MetaContext::Allocation.id(), MetaContext::Held.id());
-    assert_eq!(with(4096, &[held]), status(4096, &[MetaContext::Held]));
     assert_eq!(
-        with(SIZE - 512, &[held, allocation]),
+        with(&rules, 4096, &[held]),
+        status(4096, &[MetaContext::Held])
+    );
+    assert_eq!(
+        with(&rules, SIZE - 512, &[held, allocation]),
         status(SIZE - 512, &BOTH)
     );
     for (effect, ids) in [
@@ -226,8 +229,22 @@ fn block_status_answers_for_the_contexts_that_are_asked_for() {
         (SIZE, &[held]),
         (u64::MAX, &[held]),
     ] {
-        assert_eq!(with(effect, ids), Err(IoError::Inval), "{effect} {ids:?}");
+        assert_eq!(
+            with(&rules, effect, ids),
+            Err(IoError::Inval),
+            "{effect} {ids:?}"
+        );
     }
+    // One with a point in time is asked for as any other, and only if it was selected.
+    let [first, second, ..] = Slot::ALL.map(MetaContext::Changed);
+    let all = [MetaContext::Allocation, MetaContext::Held, second];
+    let rules = extended(&all);
+    assert_eq!(with(&rules, 4096, &[second.id()]), status(4096, &[second]));
+    assert_eq!(
+        with(&rules, 4096, &[allocation, second.id(), held]),
+        status(4096, &all)
+    );
+    assert_eq!(with(&rules, 4096, &[first.id()]), Err(IoError::Inval));
     // A payload that is cut short, or has bytes left.
     for len in [0u32, 7, 9, 11, 13] {
         let request = Request {
@@ -242,6 +259,7 @@ fn block_status_answers_for_the_contexts_that_are_asked_for() {
         let payload = vec![0; len as usize];
         assert_eq!(rules.check(&request, &payload), Err(IoError::Inval));
     }
+    let rules = extended(&BOTH);
     let whole = long(command::BLOCK_STATUS, command_flag::REQ_ONE, 0, SIZE);
     assert_eq!(
         rules.check(&whole, &[]),

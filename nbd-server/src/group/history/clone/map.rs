@@ -418,6 +418,10 @@ mod tests {
                 if let Some(fill) = fill {
                     torn.resize(bytes.len(), fill);
                 }
+                if torn == bytes {
+                    // What was missing were zeros.
+                    continue;
+                }
                 std::fs::write(&path, torn).unwrap();
                 let mut blocks = Blocks::default();
                 let mut map = Map::open(&path, OWNER, &mut blocks).unwrap();
