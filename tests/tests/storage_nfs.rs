@@ -2,15 +2,16 @@
 //! was answered is lost, no epoch is called committed that is not, and people are told.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use epochgate_tests::below::{Below, Places, configure};
-use epochgate_tests::command::epochgate;
+use epochgate_tests::command::run_for;
 use epochgate_tests::ledger::BYTES;
 use epochgate_tests::nas::Nas;
-use epochgate_tests::nbd::Request;
+use epochgate_tests::nbd::{FLUSH, READ, Request, TRIM, ZEROES};
 use epochgate_tests::paths;
 use epochgate_tests::random::Random;
 use epochgate_tests::site::{make_image, tempdir, vm_lock};
@@ -255,6 +256,56 @@ fn what_can_not_be_opened_is_said_clearly() {
     assert!(refused_with(&log).contains("a log is a directory"));
 }
 
+/// NFS version 3 can't make holes, so zeros are written only where there are none; trims do nothing.
+#[test]
+fn zeros_keep_an_image_sparse() {
+    let dir = tempdir();
+    let nas = Nas::start(dir.path(), 64);
+    let places = places(&nas, "sync");
+    let mut below = Below::start(dir.path(), &places, &|program| nas.host(program));
+    let mut client = below.client();
+    let mut ask = |request: Request| {
+        let answer = client.ask(&request).unwrap();
+        assert_eq!(answer.error, 0, "{request:?}");
+        answer.data
+    };
+    let all = u32::try_from(BYTES).unwrap();
+    ask(Request::write(70_001, vec![3; 5000]));
+    ask(Request::new(ZEROES, 0, all));
+    assert!(
+        ask(Request::new(READ, 0, all))
+            .iter()
+            .all(|byte| *byte == 0)
+    );
+    ask(Request::write(70_001, vec![4; 5000]));
+    ask(Request::new(ZEROES, 72_000, 100));
+    ask(Request::new(TRIM, 512 << 10, 4096));
+    ask(Request::new(FLUSH, 0, 0));
+    below.stop();
+    let image = std::fs::read(nas.file("disk.raw")).unwrap();
+    let mut expected = vec![0; image.len()];
+    expected[70_001..75_001].fill(4);
+    expected[72_000..72_100].fill(0);
+    assert!(image == expected);
+    let blocks = std::fs::metadata(nas.file("disk.raw")).unwrap().blocks();
+    assert!(blocks * 512 < BYTES / 2, "{blocks} blocks of {BYTES} bytes");
+}
+
+#[test]
+fn urls_outside_of_groups_are_refused_with_the_way_that_works() {
+    let ended = run_for(
+        60,
+        paths::epochgate(),
+        [
+            "serve",
+            "nfs://10.79.0.2/disk.raw",
+            "--unix",
+            "not-used.sock",
+        ],
+    );
+    ended.with(2).says(&["served in groups only", "[[group]]"]);
+}
+
 /// With a limit to its patience I/O fails instead of waiting for ever.
 #[test]
 fn patience_can_have_an_end() {
@@ -290,7 +341,7 @@ fn a_vm_on_a_nas_fails_over() {
         "nfs",
     ];
     args.extend(["--nas-stall", "20", "--guest", &guest, "--qemu", &qemu]);
-    let ended = epochgate(args);
+    let ended = run_for(300, paths::epochgate(), args);
     let summary: serde_json::Value = serde_json::from_str(&ended.out)
         .unwrap_or_else(|error| panic!("{error}: {}\n{}", ended.out, ended.err));
     assert_eq!(summary["good"], 2, "{summary:#}");

@@ -12,13 +12,15 @@ use crate::group::RawImage;
 #[derive(Debug)]
 pub(super) struct RemoteImage<R> {
     volume: Volume<R>,
+    read_only: bool,
 }
 
 impl<R: Remote> RemoteImage<R> {
     /// The image that `remote` is.
-    pub fn new(remote: R) -> Self {
+    pub fn new(remote: R, read_only: bool) -> Self {
         Self {
             volume: Volume::new(remote),
+            read_only,
         }
     }
 }
@@ -55,6 +57,10 @@ impl<R: Remote> RawImage for RemoteImage<R> {
     }
 
     fn sync(&self) -> io::Result<()> {
+        // Its server may not even offer a flush.
+        if self.read_only {
+            return Ok(());
+        }
         self.volume.sync()
     }
 

@@ -56,7 +56,7 @@ pub fn open_image(text: &Path, read_only: bool) -> Result<Image, ImageError> {
         Place::Nbd(place) => {
             let export = nbd::NbdExport::open(&place, read_only).map_err(failed)?;
             let size = export.size();
-            let image = Arc::new(image::RemoteImage::new(export));
+            let image = Arc::new(image::RemoteImage::new(export, read_only));
             Ok(Image::remote(text, named, size, image))
         }
     }

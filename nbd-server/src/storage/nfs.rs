@@ -43,6 +43,7 @@ pub(super) fn open_image(place: &NfsPlace, read_only: bool) -> io::Result<Opened
     let (dir, name) = place.path.rsplit_once('/').unwrap_or(("", &place.path));
     let dir = if dir.is_empty() { "/" } else { dir };
     let file = NfsFile::find(&server, &place.path)?;
+    file.check_access(read_only)?;
     let lock = match read_only {
         true => None,
         false => {
@@ -52,7 +53,7 @@ pub(super) fn open_image(place: &NfsPlace, read_only: bool) -> io::Result<Opened
     };
     let (size, ids) = (file.first_size(), file.ids());
     Ok(Opened {
-        image: Arc::new(RemoteImage::new(file.with_lock(lock))),
+        image: Arc::new(RemoteImage::new(file.with_lock(lock), read_only)),
         size,
         file: ids,
     })

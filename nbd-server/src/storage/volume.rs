@@ -24,6 +24,8 @@ const KEEP: usize = 64 << 20;
 const PIECE: usize = 1 << 20;
 /// Zeros to be written where the server can't make them by itself.
 static ZEROS: [u8; PIECE] = [0; PIECE];
+/// What is told apart when a range is to be zeros: an image stays sparse in steps of this.
+const GRAIN: usize = 64 << 10;
 /// A stretch that is looked at as one when it is to be zeros.
 const LOOK: usize = 4 << 20;
 
@@ -178,18 +180,33 @@ impl<R: Remote> Volume<R> {
             let part = usize::try_from(end - at).unwrap_or(LOOK).min(LOOK);
             let look = look.get_mut(..part).unwrap_or_default();
             let got = self.read(at, look)?;
-            for (piece, number) in look.chunks(PIECE).zip(0_u64..) {
-                let place = at + number * PIECE as u64;
-                // Where there is nothing yet, nothing must be written; behind the end there is no telling.
-                let is_known = place + piece.len() as u64 <= at + got as u64;
-                if !is_known || piece.iter().any(|byte| *byte != 0) {
-                    let zeros = ZEROS.get(..piece.len()).unwrap_or(&ZEROS);
-                    self.write(place, &Bytes::from_static(zeros))?;
+            // What is not zero yet, in stretches. Behind the end there is no telling.
+            let mut due = 0..0;
+            for (grain, from) in look.chunks(GRAIN).zip((0_u64..).step_by(GRAIN)) {
+                let to = from + grain.len() as u64;
+                let is_zero = to <= got as u64 && grain.iter().all(|byte| *byte == 0);
+                if is_zero || from > due.end || to - due.start > PIECE as u64 {
+                    self.write_zeros(at, &due)?;
+                    due = from..from;
+                }
+                if !is_zero {
+                    due.end = to;
                 }
             }
+            self.write_zeros(at, &due)?;
             at += part as u64;
         }
         Ok(())
+    }
+
+    /// Writes zeros to a stretch, given from `at` on, of at most [`PIECE`] bytes.
+    fn write_zeros(&self, at: u64, stretch: &Range<u64>) -> io::Result<()> {
+        if stretch.is_empty() {
+            return Ok(());
+        }
+        let len = usize::try_from(stretch.end - stretch.start).unwrap_or(PIECE);
+        let zeros = ZEROS.get(..len).unwrap_or(&ZEROS);
+        self.write(at + stretch.start, &Bytes::from_static(zeros))
     }
 
     /// Gives a range back, where the server can do that. What is read there afterwards is anything.

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use bytes::Bytes;
 use epoch_log::storage::StorageFile;
 use nfs3_types::nfs3::{
-    COMMIT3args, COMMIT3res, NFS_PROGRAM, Nfs3Option, Nfs3Result, READ3args, READ3res,
-    SETATTR3args, SETATTR3res, WRITE3args, WRITE3res, fattr3, ftype3, nfs_fh3, sattr3, stable_how,
-    writeverf3,
+    ACCESS3_MODIFY, ACCESS3_READ, ACCESS3args, ACCESS3res, COMMIT3args, COMMIT3res, NFS_PROGRAM,
+    Nfs3Option, Nfs3Result, READ3args, READ3res, SETATTR3args, SETATTR3res, WRITE3args, WRITE3res,
+    fattr3, ftype3, nfs_fh3, sattr3, stable_how, writeverf3,
 };
 use nfs3_types::xdr_codec::Opaque;
 
@@ -59,6 +59,29 @@ impl NfsFile {
             first,
             _lock: None,
         })
+    }
+
+    /// Whether the server would let us do what will be asked of it. Afterwards a refusal is waited out, as it may pass.
+    ///
+    /// # Errors
+    /// It would not.
+    pub fn check_access(&self, read_only: bool) -> io::Result<()> {
+        let access = match read_only {
+            true => ACCESS3_READ,
+            false => ACCESS3_READ | ACCESS3_MODIFY,
+        };
+        let args = ACCESS3args {
+            object: self.handle(),
+            access,
+        };
+        let answer = self
+            .server
+            .call::<ACCESS3res>(NFS_PROGRAM::NFSPROC3_ACCESS, &args);
+        match answer.map_err(io::Error::from)? {
+            Nfs3Result::Ok(may) if may.access & access == access => Ok(()),
+            Nfs3Result::Ok(_) => Err(io::Error::from_raw_os_error(libc::EACCES)),
+            Nfs3Result::Err((status, _)) => Err(Refused::Status(status).into()),
+        }
     }
 
     /// The same, which holds `lock`.

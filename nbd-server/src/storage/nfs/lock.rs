@@ -14,14 +14,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use epoch_log::storage::StorageLock;
 use nfs3_types::nfs3::{
-    CREATE3args, CREATE3res, NFS_PROGRAM, Nfs3Option, Nfs3Result, READ3args, READ3res, REMOVE3args,
-    RENAME3args, RENAME3res, SETATTR3args, SETATTR3res, WRITE3args, WRITE3res, createhow3, nfs_fh3,
-    nfsstat3, sattr3, stable_how,
+    CREATE3args, CREATE3res, LOOKUP3args, LOOKUP3res, NFS_PROGRAM, Nfs3Option, Nfs3Result,
+    READ3args, READ3res, REMOVE3args, RENAME3args, RENAME3res, SETATTR3args, SETATTR3res,
+    WRITE3args, WRITE3res, createhow3, nfs_fh3, nfsstat3, sattr3, stable_how,
 };
 use nfs3_types::xdr_codec::Opaque;
 
 use super::rpc::{self, Refused};
-use super::server::{Caller, Guard, LOCK_BYTES, Server, content, entry, handle_in, look_up};
+use super::server::{
+    Caller, Guard, LOCK_BYTES, Server, attributes, content, entry, handle_in, look_up,
+};
 
 /// How often the owner looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -150,9 +152,7 @@ fn began(pid: u32) -> Option<String> {
 #[derive(Debug)]
 pub(super) struct NfsLock {
     server: Arc<Server>,
-    dir: String,
-    name: String,
-    text: String,
+    guard: Guard,
     /// Dropped to end the watch.
     _watch: Sender<()>,
 }
@@ -196,27 +196,28 @@ impl NfsLock {
                 return Err(refusal(dir, name, &owner, &me));
             }
         }
+        let at = attributes(server.as_ref(), &handle)?;
         let guard = Guard {
             dir: dir.to_owned(),
+            handle,
+            dir_ids: (at.fsid, at.fileid),
             name: name.to_owned(),
             content: text.clone().into_bytes(),
         };
         server.guard(Some(guard.clone()));
         let (watch, over) = channel();
-        let watched = Arc::downgrade(server);
+        let (watched, watching) = (Arc::downgrade(server), guard.clone());
         std::thread::Builder::new()
             .name("storage lock".to_owned())
             .spawn(move || {
                 while over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout)
-                    && look(&watched, &guard)
+                    && look(&watched, &watching)
                 {}
             })
             .map_err(LockError::Io)?;
         Ok(Self {
             server: Arc::clone(server),
-            dir: dir.to_owned(),
-            name: name.to_owned(),
-            text,
+            guard,
             _watch: watch,
         })
     }
@@ -322,28 +323,28 @@ fn look(server: &Weak<Server>, guard: &Guard) -> bool {
     let Some(server) = server.upgrade() else {
         return false;
     };
-    // All with a limit: it must not keep the link of a gateway that wants to end.
-    let found = quick(&server, || {
-        let dir = server.walk(&guard.dir, true)?;
-        look_up(server.as_ref(), &dir, &guard.name)
-    });
-    let condemned = match found {
-        Ok(file) => match quick_read(&server, &file) {
+    let condemned = match quick_look_up(&server, guard) {
+        Some(Ok(file)) => match quick_read(&server, &file) {
             Some(now) if now != guard.content => guard.broken(Some(&now)),
             _ => return true,
         },
-        Err(refused) if refused.is(nfsstat3::NFS3ERR_NOENT) => guard.broken(None),
-        Err(_) => return true,
+        Some(Err(nfsstat3::NFS3ERR_NOENT)) => guard.broken(None),
+        _ => return true,
     };
     server.link().condemn(condemned);
     false
 }
 
-/// Does something while the server answers at all.
-fn quick<T>(server: &Server, what: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
-    match server.link().trouble() {
-        Some(trouble) => Err(Refused::Io(io::Error::other(trouble))),
-        None => what(),
+/// The lock file, if the server says soon where it is: nothing here may keep a gateway that wants to end.
+fn quick_look_up(server: &Server, guard: &Guard) -> Option<Result<nfs_fh3, nfsstat3>> {
+    let args = LOOKUP3args {
+        what: entry(&guard.handle, &guard.name),
+    };
+    let ticket = server.begin(NFS_PROGRAM::NFSPROC3_LOOKUP, &args);
+    let answer = ticket.wait_for(FAREWELL)?.ok()?;
+    match rpc::result::<LOOKUP3res>(&answer.reply.data).ok()? {
+        Nfs3Result::Ok(found) => Some(Ok(found.object)),
+        Nfs3Result::Err((status, _)) => Some(Err(status)),
     }
 }
 
@@ -364,21 +365,16 @@ fn quick_read(server: &Server, file: &nfs_fh3) -> Option<Vec<u8>> {
 impl Drop for NfsLock {
     fn drop(&mut self) {
         self.server.guard(None);
-        let found = quick(&self.server, || {
-            let dir = self.server.walk(&self.dir, true)?;
-            let file = look_up(self.server.as_ref(), &dir, &self.name)?;
-            Ok((dir, file))
-        });
-        let Ok((dir, file)) = found else {
+        let Some(Ok(file)) = quick_look_up(&self.server, &self.guard) else {
             tracing::debug!(
-                lock = self.name,
+                lock = self.guard.name,
                 "the lock stays: the server does not answer"
             );
             return;
         };
-        if quick_read(&self.server, &file).as_deref() == Some(self.text.as_bytes()) {
+        if quick_read(&self.server, &file).as_deref() == Some(self.guard.content.as_slice()) {
             let args = REMOVE3args {
-                object: entry(&dir, &self.name),
+                object: entry(&self.guard.handle, &self.guard.name),
             };
             let ticket = self.server.begin(NFS_PROGRAM::NFSPROC3_REMOVE, &args);
             drop(ticket.wait_for(FAREWELL));

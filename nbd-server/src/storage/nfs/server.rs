@@ -77,7 +77,11 @@ pub(super) fn content(caller: &impl Caller, file: &nfs_fh3) -> Result<Vec<u8>, R
 /// What must stand in a file as long as the server is ours.
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
+    /// Path of the directory.
     pub dir: String,
+    pub handle: nfs_fh3,
+    /// File system and directory, as the server numbers them.
+    pub dir_ids: (u64, u64),
     pub name: String,
     pub content: Vec<u8>,
 }
@@ -196,6 +200,28 @@ impl NfsWire {
         )))
     }
 
+    /// Whether the lock is ours still. A directory that is another one says nothing about it: the server may not have all its disks yet.
+    fn check(&self, caller: &impl Caller, guard: &Guard) -> io::Result<()> {
+        let dir = self
+            .walk(caller, &guard.dir, true)
+            .map_err(io::Error::from)?;
+        let now = attributes(caller, &dir).map_err(io::Error::from)?;
+        if (now.fsid, now.fileid) != guard.dir_ids {
+            return Err(io::Error::other(format!(
+                "the directory {} is another one now; does the server have all its disks?",
+                guard.dir
+            )));
+        }
+        match look_up(caller, &dir, &guard.name).and_then(|file| content(caller, &file)) {
+            Ok(content) if content == guard.content => Ok(()),
+            Ok(content) => Err(io::Error::other(guard.broken(Some(&content)))),
+            Err(refused) if refused.is(nfsstat3::NFS3ERR_NOENT) => {
+                Err(io::Error::other(guard.broken(None)))
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
     /// The handle of a path.
     fn walk(&self, caller: &impl Caller, path: &str, is_dir: bool) -> Result<nfs_fh3, Refused> {
         let (mut handle, rest) = self.mount(path, is_dir)?;
@@ -230,18 +256,7 @@ impl Wire for NfsWire {
             .clone();
         if let Some(guard) = guard {
             // Before anything that waits is sent: while there was no connection somebody may have been given what was ours.
-            let path = format!("{}/{}", guard.dir, guard.name);
-            let found = self
-                .walk(&fresh, &path, false)
-                .and_then(|file| content(&fresh, &file));
-            match found {
-                Ok(content) if content == guard.content => {}
-                Ok(content) => return Err(io::Error::other(guard.broken(Some(&content)))),
-                Err(refused) if refused.is(nfsstat3::NFS3ERR_NOENT) => {
-                    return Err(io::Error::other(guard.broken(None)));
-                }
-                Err(refused) => return Err(refused.into()),
-            }
+            self.check(&fresh, &guard)?;
         }
         Ok(fresh
             .stream
