@@ -53,7 +53,7 @@ impl Served {
         }
     }
 
-    /// Sends all clients away: see [`Attachments::send_away`].
+    /// Sends all clients away: see `Attachments::send_away`.
     pub fn send_away(&self, grace: Duration) -> bool {
         self.clients.send_away(grace)
     }

@@ -1,6 +1,6 @@
 //! The history of a group: what its images held at earlier epochs. The log of it is `epoch_log::history`; here it meets the group's disks:
-//! what is about to be applied is saved first ([`GroupHistory::save`]), old states are exported ([`export`]), also to be written to ([`clone`]),
-//! and a thread keeps it in its bounds ([`keeper`]).
+//! what is about to be applied is saved first ([`GroupHistory::save`]), old states are exported (`export`), also to be written to (`clone`),
+//! and a thread keeps it in its bounds (`keeper`).
 
 mod attach;
 mod clone;
