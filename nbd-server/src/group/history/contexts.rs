@@ -9,11 +9,10 @@ use epoch_log::Epoch;
 use epoch_log::history::{Changes, History, HistoryError, View};
 
 use super::Point;
+use super::export::PastEntry;
 use crate::agreed::MAX_CHANGED;
 use crate::export::{ChangedContext, Cutter, IoError, Since};
-use crate::group::disk::Rights;
 use crate::group::error::with_sources;
-use crate::group::shared::{Entry, Shared};
 use crate::group::{Group, Refusal};
 
 const OWN: &str = "x-epochgate:changed-since:";
@@ -40,23 +39,17 @@ impl Group {
             return Vec::new();
         };
         let enter = |found: Found| {
-            let entry = Entry {
-                instance: Some(found.point.to_string()),
-                rights: Arc::new(Rights::parked()),
-                cutter: cutter.clone(),
-                past: true,
-            };
-            let entry = self.shared.enter(&mut self.shared.core(), entry);
+            let name = found.point.to_string();
+            let entry = PastEntry::new(&self.shared, &name, cutter.clone());
             ChangedContext {
                 name: found.name,
                 since: Arc::new(SincePoint {
-                    shared: Arc::clone(&self.shared),
-                    entry,
                     disk: disk.to_owned(),
                     number,
                     history: found.history,
                     view: found.view,
                     until: Mutex::new(None),
+                    _entry: entry,
                 }),
             }
         };
@@ -165,15 +158,14 @@ struct Found {
 
 /// A point in time of one disk. The history keeps it as long as this is.
 struct SincePoint {
-    shared: Arc<Shared>,
-    /// Its number among the attachments: whoever closes the group sends its client away.
-    entry: u64,
     history: Arc<History>,
     disk: String,
     number: u16,
     view: View,
     /// What changed up to a point, once it was asked for: there is one connection, and it sees one point.
     until: Mutex<Option<(Epoch, Arc<Changes>)>>,
+    /// Whoever closes the group sends its client away. Dropped last: when it is gone, nobody looks at the history any more.
+    _entry: PastEntry,
 }
 
 impl SincePoint {
@@ -199,12 +191,6 @@ impl SincePoint {
             None => self.view.changed(self.number, offset, end),
             Some(until) => self.changes(until)?.changed(self.number, offset, end),
         }
-    }
-}
-
-impl Drop for SincePoint {
-    fn drop(&mut self) {
-        self.shared.core().entries.remove(&self.entry);
     }
 }
 
