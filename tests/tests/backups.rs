@@ -151,6 +151,15 @@ impl Bench {
     }
 }
 
+/// Ends the writer, also when the test fails beside it.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Bytes that a file really takes.
 fn space(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -163,6 +172,7 @@ fn a_chain_of_backups_restores_each_of_its_points() {
     let mut gateway = bench.start();
     bench.fill();
     let pins: Vec<String> = std::thread::scope(|scope| {
+        let _ends = Ends(&bench.over);
         let writer = scope.spawn(|| bench.write("writer"));
         let mut pins = Vec::new();
         for _ in 0..4 {
@@ -174,7 +184,6 @@ fn a_chain_of_backups_restores_each_of_its_points() {
                 .with(0);
         }
         assert!(!writer.is_finished(), "the writer has ended too early");
-        bench.over.store(true, Ordering::Relaxed);
         pins
     });
     let dir = bench.file("backups");
