@@ -1,21 +1,26 @@
-//! The disk of the storage host: the log's directory and the images, in memory. What was synced is there after a power loss; of the
+//! The disk of the storage host: the log's directory with that of its history, and the images, in memory. What was synced is there after a power loss; of the
 //! rest any sector and any change of a name may be, in any order. It fails when it is told to. Knows nothing of what the bytes mean.
 
-use std::io::{self, IoSlice};
-use std::path::Path;
+mod directory;
+mod file;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use epoch_log::LogError;
 use epoch_log::forgetful::{Change, NameChange, Names, SECTOR};
-use epoch_log::storage::{Storage, StorageFile, StorageLock};
-use nbd_server::group::RawImage;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::planted::Planted;
 
+pub use file::SimFile;
+
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+/// The log's directory.
+const LOG: &str = "/log";
 /// What a state record takes, and where the first of its two sectors ends: how a planted lie tells one from data.
 const STATE_RECORD: usize = 4096 + 512;
 
@@ -65,8 +70,8 @@ struct State {
     names: Names<usize>,
     durable_names: Names<usize>,
     unsynced_names: Vec<NameChange<usize>>,
-    /// Counts the holders of the lock; none if nobody has it.
-    locked: bool,
+    /// Directories that somebody has taken.
+    locked: BTreeSet<PathBuf>,
     random: StdRng,
     /// Bytes that the log may take.
     room: usize,
@@ -81,19 +86,24 @@ struct State {
     struck: u64,
 }
 
-/// The disk; clones are the same one.
+/// A directory of the disk, the log's at first; clones are the same one.
 #[derive(Debug, Clone)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+    path: PathBuf,
+    /// What the names of its files begin with.
+    prefix: String,
+}
 
 impl SimDisk {
     /// An empty disk.
     pub fn new(seed: u64, planted: Option<Planted>) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             files: Vec::new(),
             names: Names::new(),
             durable_names: Names::new(),
             unsynced_names: Vec::new(),
-            locked: false,
+            locked: BTreeSet::new(),
             random: StdRng::seed_from_u64(seed),
             room: usize::MAX,
             failing: None,
@@ -102,11 +112,26 @@ impl SimDisk {
             planted,
             ops: 0,
             struck: 0,
-        })))
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            path: LOG.into(),
+            prefix: String::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The name of a file of this directory, which is none of another.
+    fn own<'a>(&self, full: &'a str) -> Option<&'a str> {
+        full.strip_prefix(&self.prefix)
+            .filter(|name| !name.contains('/'))
     }
 
     /// A durable image of zeros.
@@ -174,7 +199,7 @@ impl SimDisk {
         let mut state = self.state();
         state.dead = false;
         state.dies_after = None;
-        state.locked = false;
+        state.locked.clear();
     }
 
     /// The power goes.
@@ -214,7 +239,11 @@ impl SimDisk {
     /// Flips a bit of the log, where a second copy may heal it or not. False if there is no log.
     pub fn flip_bit(&self) -> bool {
         let mut state = self.state();
-        let ids: Vec<usize> = state.names.values().copied().collect();
+        let own = state
+            .names
+            .iter()
+            .filter(|(name, _)| self.own(name).is_some());
+        let ids: Vec<usize> = own.map(|(_, id)| *id).collect();
         if ids.is_empty() {
             return false;
         }
@@ -334,207 +363,5 @@ fn ends_with_data(file: &File) -> bool {
             *offset > 0 && !state
         }
         _ => false,
-    }
-}
-
-impl Storage for SimDisk {
-    fn path(&self) -> &Path {
-        Path::new("/log")
-    }
-
-    fn prepare(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn lock(&self) -> Result<Box<dyn StorageLock>, LogError> {
-        let mut state = self.state();
-        if state.locked {
-            let dir = "/log".into();
-            return Err(LogError::InUse { dir, pid: None });
-        }
-        state.locked = true;
-        Ok(Box::new(Lock))
-    }
-
-    fn create(&self, name: &str) -> io::Result<Box<dyn StorageFile>> {
-        let mut state = self.state();
-        state.check(None, true)?;
-        let there = state.names.get(name).copied();
-        let id = if let Some(id) = there {
-            state.change(id, Change::Truncate { len: 0 });
-            id
-        } else {
-            state.files.push(File::default());
-            let id = state.files.len() - 1;
-            state.rename_by(NameChange::Create(name.to_owned(), id));
-            id
-        };
-        let disk = self.clone();
-        Ok(Box::new(SimFile { disk, id }))
-    }
-
-    fn open(&self, name: &str, _writable: bool) -> io::Result<Box<dyn StorageFile>> {
-        let mut state = self.state();
-        state.check(None, false)?;
-        let id = state.names.get(name).copied();
-        let id = id.ok_or(io::ErrorKind::NotFound)?;
-        let disk = self.clone();
-        Ok(Box::new(SimFile { disk, id }))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut state = self.state();
-        state.check(None, true)?;
-        state.rename_by(NameChange::Rename(from.to_owned(), to.to_owned()));
-        Ok(())
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        let mut state = self.state();
-        state.check(None, true)?;
-        if !state.names.contains_key(name) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        state.rename_by(NameChange::Remove(name.to_owned()));
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let mut state = self.state();
-        state.check(Some(Op::SyncNames), true)?;
-        if state.lies(Planted::SkipDirSync) {
-            return Ok(());
-        }
-        state.durable_names = state.names.clone();
-        state.unsynced_names.clear();
-        Ok(())
-    }
-
-    fn names(&self) -> io::Result<Vec<String>> {
-        Ok(self.state().names.keys().cloned().collect())
-    }
-
-    fn random(&self) -> [u8; 16] {
-        self.state().random.random()
-    }
-}
-
-impl State {
-    fn rename_by(&mut self, change: NameChange<usize>) {
-        change.act(&mut self.names);
-        self.unsynced_names.push(change);
-    }
-}
-
-/// The lock of the log: it ends with the process, see [`SimDisk::process_ends`].
-#[derive(Debug)]
-struct Lock;
-
-impl StorageLock for Lock {}
-
-/// An open file, or an image.
-#[derive(Debug)]
-pub struct SimFile {
-    disk: SimDisk,
-    id: usize,
-}
-
-impl SimFile {
-    /// Looks at what a process would see, without reading.
-    pub fn look<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
-        look(&self.disk.state().files[self.id].seen)
-    }
-
-    /// Durably writes past everything: a repair from outside, while no process has the file.
-    pub fn repair(&self, offset: u64, bytes: &[u8]) {
-        let mut state = self.disk.state();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let file = &mut state.files[self.id];
-        for copy in [&mut file.seen, &mut file.durable] {
-            copy[offset..offset + bytes.len()].copy_from_slice(bytes);
-        }
-    }
-
-    /// Writes past everything: what only a planted mistake does.
-    pub fn scribble(&self, offset: u64, bytes: &[u8]) {
-        let mut state = self.disk.state();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = bytes.to_vec();
-        state.change(self.id, Change::Write { offset, bytes });
-    }
-}
-
-impl StorageFile for SimFile {
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.disk.state().files[self.id].seen.len() as u64)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut state = self.disk.state();
-        state.check(None, false)?;
-        let file = &state.files[self.id];
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = file.seen.get(from..).unwrap_or_default();
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
-
-    fn write_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(slices.iter().map(|slice| slice.len()).sum());
-        for slice in slices.iter() {
-            bytes.extend_from_slice(slice);
-        }
-        self.disk.state().write(self.id, offset, bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.disk.state().sync(self.id)
-    }
-
-    fn truncate(&self, len: u64) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.check(None, true)?;
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        state.files[self.id].allocated = 0;
-        state.change(self.id, Change::Truncate { len });
-        Ok(())
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.check(None, true)?;
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let file = &state.files[self.id];
-        let held = file.seen.len().max(file.allocated);
-        if state.used() - held + len.max(held) > state.room {
-            return Err(io::Error::from_raw_os_error(ENOSPC));
-        }
-        state.files[self.id].allocated = len;
-        Ok(())
-    }
-}
-
-impl RawImage for SimFile {
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.check(Some(Op::ReadImage), false)?;
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let seen = state.files[self.id].seen.get(from..from + buf.len());
-        buf.copy_from_slice(seen.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        self.disk.state().write(self.id, offset, parts.concat())
-    }
-
-    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        self.disk.state().write(self.id, offset, vec![0; len])
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.disk.state().sync(self.id)
     }
 }
