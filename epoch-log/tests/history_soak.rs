@@ -90,7 +90,7 @@ impl Group {
         let crash = random.random_bool(0.02);
         let first = self.applied + 1;
         for attempt in 0..=usize::from(crash) {
-            let mut capture = self.history.capture();
+            let mut capture = self.history.capture().unwrap();
             let known = capture.last().epoch.0;
             let mut held = if attempt == 0 {
                 self.images.clone()

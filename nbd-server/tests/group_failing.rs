@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use epoch_log::history::Options;
 use epoch_log::storage::{Storage, StorageFile, StorageLock, directory};
 use epoch_log::{LogError, LogOptions};
 use group_common::{Attached, BLOCK, Site, attach};
 use nbd_server::control::api::ErrorKind;
 use nbd_server::export::IoError;
 use nbd_server::group::barriers::{Gate, Input};
-use nbd_server::group::stepped::Stepped;
+use nbd_server::group::stepped::{LogPlace, Stepped};
 use nbd_server::group::{GroupMode, Image};
 use nbd_server::{Epoch, Generation};
 
@@ -147,8 +148,12 @@ impl Rig {
         };
         let now = Instant::now();
         let image = Image::open(&site.image(0), false).unwrap();
-        let storage = Arc::new(storage);
-        let stepped = Stepped::open(&site.config, vec![image], storage, options, now).unwrap();
+        let place = LogPlace {
+            storage: Arc::new(storage),
+            options,
+            history: Options::default(),
+        };
+        let stepped = Stepped::open(&site.config, vec![image], place, now).unwrap();
         Self {
             stepped,
             faults,

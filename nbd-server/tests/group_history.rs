@@ -363,7 +363,7 @@ fn a_rewind_that_is_cut_short_goes_on_at_the_next_start() {
                 .write(true)
                 .open(site.image(number))
                 .unwrap();
-            let mut capture = past.capture();
+            let mut capture = past.capture().unwrap();
             capture
                 .save(number as u16, 0, SIZE / 2, |at, buffer| {
                     use std::os::unix::fs::FileExt;

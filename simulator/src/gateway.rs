@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use epoch_log::LogOptions;
-use nbd_server::group::stepped::Stepped;
+use epoch_log::history::{Options as HistoryOptions, Retention, Tier};
+use nbd_server::group::stepped::{LogPlace, Stepped};
 use nbd_server::group::{
     DiskConfig, GroupConfig, GroupMode, HistoryConfig, Image, Next, OpenError,
 };
@@ -39,6 +40,9 @@ pub struct StorageHost {
     /// What outlives the gateway's process, and not the power.
     memory: Option<TempDir>,
     options: LogOptions,
+    history: HistoryOptions,
+    /// How much of the history is kept.
+    pub retention: Retention,
 }
 
 impl StorageHost {
@@ -57,10 +61,26 @@ impl StorageHost {
         config.memory_budget_mib = 1;
         config.epoch_interval_ms = random.random_range(2..60);
         let mut memory = None;
+        let mut history = HistoryOptions::default();
+        let mut retention = Retention::unlimited();
         if options.history {
             config.history = Some(HistoryConfig::default());
             // Of a stream of its own: a seed without history stays the same.
-            if StdRng::seed_from_u64(!seed).random_ratio(3, 4) {
+            let mut random = StdRng::seed_from_u64(!seed);
+            if random.random_ratio(1, 2) {
+                history.run_bytes = random.random_range(8..64) << 10;
+                history.run_entries = random.random_range(8..200);
+            }
+            if random.random_ratio(1, 4) {
+                retention.bytes = random.random_range(16..256) << 10;
+            }
+            if random.random_ratio(1, 4) {
+                retention.tiers.push(Tier {
+                    older_than_ms: 60_000,
+                    one_in_ms: 3_600_000,
+                });
+            }
+            if random.random_ratio(3, 4) {
                 let dir = TempDir::with_prefix_in("epochgate-sim-", "/dev/shm");
                 config.epoch_memory = dir
                     .as_ref()
@@ -79,6 +99,8 @@ impl StorageHost {
             config,
             memory,
             options,
+            history,
+            retention,
         }
     }
 
@@ -118,15 +140,12 @@ impl StorageHost {
                 Arc::clone(image) as Arc<_>,
             )
         });
-        let storage = Arc::new(self.disk.clone());
-        let options = self.options.clone();
-        let stepped = Stepped::open(
-            &self.config,
-            images.collect(),
-            storage,
-            options,
-            instant(now),
-        )?;
+        let log = LogPlace {
+            storage: Arc::new(self.disk.clone()),
+            options: self.options.clone(),
+            history: self.history,
+        };
+        let stepped = Stepped::open(&self.config, images.collect(), log, instant(now))?;
         Ok(Gateway {
             stepped,
             commit_at: Some(now),
@@ -144,6 +163,12 @@ impl StorageHost {
             });
         }
         found
+    }
+
+    /// Fills `buffer` with what an image shows from `offset` on.
+    pub fn image_bytes(&self, disk: usize, offset: u64, buffer: &mut [u8]) {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.images[disk].look(|bytes| buffer.copy_from_slice(&bytes[from..from + buffer.len()]));
     }
 
     /// Durably repairs a unit that a power loss has torn.

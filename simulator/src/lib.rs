@@ -9,6 +9,7 @@
 pub mod alone;
 pub mod blocks;
 pub mod gateway;
+pub mod past;
 pub mod planted;
 pub mod poll;
 pub mod protected;

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let options = Options {
         planted: arguments.planted,
-        history: arguments.history,
+        history: arguments.history || arguments.planted.is_some_and(Planted::needs_history),
         verbose: arguments.verbose,
     };
     let (start, count) = match arguments.seed {

@@ -10,6 +10,8 @@ pub enum Planted {
     SkipDirSync,
     /// The disk says that an image is durable, and it is not.
     SkipImageSync,
+    /// The disk says that the history is durable, and it is not.
+    SkipHistorySync,
     /// Epochs reach the images when they are sealed.
     ApplyBeforeRecord,
     /// An attachment that is fenced comes back in the name of the new owner.
@@ -36,10 +38,11 @@ pub enum Planted {
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipDataSync,
         Self::SkipDirSync,
         Self::SkipImageSync,
+        Self::SkipHistorySync,
         Self::ApplyBeforeRecord,
         Self::NoFenceOnWrites,
         Self::ReleaseOnCommit1,
@@ -52,4 +55,10 @@ impl Planted {
         Self::ContBeforeSeal,
         Self::Unnumbered,
     ];
+
+    /// Whether it can only be made by a group that keeps history.
+    #[must_use]
+    pub fn needs_history(self) -> bool {
+        self == Self::SkipHistorySync
+    }
 }

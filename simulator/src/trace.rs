@@ -54,7 +54,14 @@ impl Trace {
 
     /// Counts something that shows that a run was worth it.
     pub fn reach(&mut self, what: &'static str) {
-        *self.reached.entry(what).or_default() += 1;
+        self.reach_times(what, 1);
+    }
+
+    /// Counts so many of them.
+    pub fn reach_times(&mut self, what: &'static str, times: u64) {
+        if times > 0 {
+            *self.reached.entry(what).or_default() += times;
+        }
     }
 
     /// Tells two runs apart.

@@ -30,6 +30,10 @@ pub struct Writer {
     pub covered: FirstMap,
     /// Number of the next run.
     pub next_number: u64,
+    /// The run has an end, or may have one: nothing more may be written to it.
+    pub closing: bool,
+    /// Epochs up to this one change nothing that the newest boundary does not have. Zero if nobody said so.
+    pub until: Epoch,
 }
 
 /// Sets apart what the step that has not ended has saved.
@@ -67,7 +71,7 @@ impl<'a> Capture<'a> {
     pub(super) fn begin(history: &'a History, writer: MutexGuard<'a, Writer>) -> Self {
         let live = history.live();
         let (file, last) = (std::sync::Arc::clone(&live.active.file), live.active.last());
-        let until = live.applied.max(last.epoch);
+        let until = live.applied.max(last.epoch).max(writer.until);
         drop(live);
         Self {
             history,
@@ -210,6 +214,7 @@ impl<'a> Capture<'a> {
             self.write(through)?;
         }
         if self.entries.is_empty() && self.steps.is_empty() {
+            self.writer.until = self.until;
             self.finished = true;
             return Ok(());
         }
@@ -217,6 +222,7 @@ impl<'a> Capture<'a> {
         synced.map_err(|source| self.history.error("sync", source))?;
         self.writer.end = self.end;
         self.writer.previous = self.previous;
+        self.writer.until = self.until;
         self.finished = true;
         let full = {
             let mut live = self.history.change();

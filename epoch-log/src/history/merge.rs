@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::HistoryError;
 use super::first::FirstMap;
 use super::format::{Entry, PAGE, RunHeader, Step, payload_sum};
-use super::roll::{index, salt, write_end};
+use super::roll::{index, salt, write_tables};
 use super::run::{ClosedRun, RunFile, failed, file_name};
 use crate::disk::{LogDir, LogFile};
 use crate::format::LogId;
@@ -96,7 +96,7 @@ impl Merge<'_> {
         let (steps, entries) = self.copy(&mut output)?;
         output.flush().map_err(fail("write"))?;
         let at = output.at.next_multiple_of(PAGE);
-        write_end(
+        write_tables(
             &file,
             header.salt,
             at,
@@ -105,6 +105,7 @@ impl Merge<'_> {
             &index(&entries),
             last.to(),
         )
+        .and_then(|end| end.write(&file, header.salt))
         .map_err(fail("write"))?;
         dir.rename(&mut file, &name).map_err(fail("name"))?;
         dir.sync().map_err(fail("sync"))?;

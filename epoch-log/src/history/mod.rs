@@ -144,9 +144,15 @@ pub struct History {
 
 impl History {
     /// Begins to save something. Waits until an earlier capture has ended.
-    pub fn capture(&self) -> Capture<'_> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        Capture::begin(self, writer)
+    ///
+    /// # Errors
+    /// [`HistoryError::Full`], [`HistoryError::Io`]: a run that was being closed can't be yet.
+    pub fn capture(&self) -> Result<Capture<'_>, HistoryError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.closing {
+            self.roll(&mut writer)?;
+        }
+        Ok(Capture::begin(self, writer))
     }
 
     /// The images now are `epoch`, durably.

@@ -95,10 +95,15 @@ impl History {
                     previous,
                     covered: covered_by(&active),
                     next_number: found.next_number,
+                    closing: false,
+                    until: Epoch(0),
                 };
                 (active, writer)
             }
             None => {
+                if let Some(last) = found.runs.last() {
+                    make_durable(&last.file)?;
+                }
                 let from = found.runs.last().map_or(
                     Boundary {
                         // Above all that was lost: no pin may come to stand for another point.
@@ -117,6 +122,8 @@ impl History {
                     previous: active.file.salt,
                     covered: Default::default(),
                     next_number: found.next_number + 1,
+                    closing: false,
+                    until: Epoch(0),
                 };
                 (active, writer)
             }
@@ -175,6 +182,9 @@ impl History {
 /// Which files there are, and which of them make up the history.
 fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
     let path = dir.path().to_owned();
+    // Names, too, may be only in memory.
+    dir.sync()
+        .map_err(|e| failed("sync the names of", path.clone(), e))?;
     let names = dir.names().map_err(|e| failed("list", path.clone(), e))?;
     for name in names.iter().filter(|name| merge::is_unfinished(name)) {
         dir.remove(name)
@@ -303,7 +313,14 @@ fn scan(file: &Arc<RunFile>, header: &RunHeader) -> Result<(Active, Option<End>)
         let cut = file.file.truncate(at);
         cut.map_err(|e| failed("cut the end of", file.path.clone(), e))?;
     }
+    make_durable(file)?;
     Ok((active, Some((at, previous))))
+}
+
+/// A process that was killed may have left in the page cache what it had not synced. It was read, so images will change: it must last as long.
+fn make_durable(file: &RunFile) -> Result<(), HistoryError> {
+    let synced = file.file.sync();
+    synced.map_err(|e| failed("sync", file.path.clone(), e))
 }
 
 /// Whether something that was durable once begins at `offset`: what lies before it was, too.

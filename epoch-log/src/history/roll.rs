@@ -57,8 +57,27 @@ pub fn begin(
     })
 }
 
-/// Writes the tables and the trailer of a closed run from byte `at` on, and makes the file durable.
-pub fn write_end(
+/// What closes a run: written behind its tables, it makes it one that does not grow any more.
+#[derive(Debug)]
+pub struct End {
+    trailer: Trailer,
+    at: u64,
+}
+
+impl End {
+    /// Writes it, and makes it durable.
+    pub fn write(&self, file: &LogFile, salt: u64) -> std::io::Result<()> {
+        // It is looked for at the end: what a write that failed has left there goes.
+        if file.len()? > self.at {
+            file.truncate(self.at)?;
+        }
+        file.write_at(&mut [IoSlice::new(&self.trailer.encode(salt))], self.at)?;
+        file.sync()
+    }
+}
+
+/// Writes the tables of a run from byte `at` on, and makes the file durable: then it can be closed.
+pub fn write_tables(
     file: &LogFile,
     salt: u64,
     at: u64,
@@ -66,7 +85,7 @@ pub fn write_end(
     entries: &[Entry],
     index: &[Piece],
     to: Boundary,
-) -> std::io::Result<()> {
+) -> std::io::Result<End> {
     let mut at = at;
     let (steps, steps_table) = table(steps, salt, &mut at);
     let (entries, entries_table) = table(entries, salt, &mut at);
@@ -81,8 +100,7 @@ pub fn write_end(
     file.write_at(&mut parts, steps_table.offset)?;
     // The trailer vouches for the tables.
     file.sync()?;
-    file.write_at(&mut [IoSlice::new(&trailer.encode(salt))], at)?;
-    file.sync()
+    Ok(End { trailer, at })
 }
 
 /// The bytes of a table that begins at `at`, which moves on behind it.
@@ -95,7 +113,8 @@ fn table<T: Fixed>(records: &[T], salt: u64, at: &mut u64) -> (Vec<u8>, Table) {
 }
 
 impl History {
-    /// Closes the run that grows and begins the next one. After an error it can be tried again; nothing is lost.
+    /// Closes the run that grows and begins the next one. After an error it can be tried again; nothing is lost. Where that error came after the
+    /// run was closed, or may have been, it must be: until then nothing else is saved.
     pub(super) fn roll(&self, writer: &mut Writer) -> Result<(), HistoryError> {
         let live = self.live();
         let active = &live.active;
@@ -119,7 +138,7 @@ impl History {
         let file = Arc::clone(&active.file);
         let from = active.from;
         let through = active.through;
-        write_end(
+        let end = write_tables(
             &file.file,
             file.salt,
             writer.end,
@@ -130,6 +149,9 @@ impl History {
         )
         .map_err(|source| self.error("close a run of", source))?;
         drop(live);
+        writer.closing = true;
+        end.write(&file.file, file.salt)
+            .map_err(|source| self.error("close a run of", source))?;
         let header = RunHeader {
             log_id: self.log_id(),
             salt: file.salt,
@@ -141,6 +163,7 @@ impl History {
         let mut active = begin(self.dir(), self.log_id(), writer.next_number, to)?;
         active.through = through;
         writer.next_number += 1;
+        writer.closing = false;
         writer.end = PAGE;
         writer.sealed = PAGE;
         writer.previous = active.file.salt;

@@ -9,7 +9,7 @@ use super::format::Seal;
 impl History {
     /// Seals what was saved, as the images were changed. It need not be durable: it only helps to see damage.
     pub(super) fn seal(&self, writer: &mut Writer) {
-        if writer.sealed == writer.end {
+        if writer.sealed == writer.end || writer.closing {
             return;
         }
         let file = std::sync::Arc::clone(&self.live().active.file);

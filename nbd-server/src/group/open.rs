@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use epoch_log::history::HistoryError;
+use epoch_log::history::{HistoryError, Options as HistoryOptions};
 use epoch_log::storage::Storage;
 use epoch_log::{DiskIdentity, Epoch, EpochLog, LogError, LogOptions};
 use serde::{Deserialize, Serialize};
@@ -235,10 +235,15 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
-/// Where the log is, and how it is kept.
-pub(super) struct LogPlace {
+/// Where the log is, and how it and its history are written.
+#[derive(Debug, Clone)]
+pub struct LogPlace {
+    /// The log's directory.
     pub storage: Arc<dyn Storage>,
+    /// Of the log.
     pub options: LogOptions,
+    /// Of the history, if one is kept.
+    pub history: HistoryOptions,
 }
 
 /// A group that is open, and what its two threads do.
@@ -322,6 +327,7 @@ impl Group {
         let log = LogPlace {
             storage: open_log(config)?,
             options: log_options(config),
+            history: HistoryOptions::default(),
         };
         let parts = Parts::open(config, images, log, progress, Instant::now())?;
         let (group, committer, applier) = (parts.group, parts.committer, parts.applier);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use epoch_log::history::{Anchor, History, HistoryError, Options};
+use epoch_log::history::{Anchor, History, HistoryError, Options as HistoryOptions};
 use epoch_log::storage::Storage;
 use epoch_log::{Epoch, EpochLog, LogError, Mode};
 
@@ -32,6 +32,7 @@ impl GroupConfig {
         let place = LogPlace {
             storage: open_log(self)?,
             options: log_options(self),
+            history: HistoryOptions::default(),
         };
         let (mut log, _, history) = recover(self, &images, place, &mut |_| {})?;
         let history = history.ok_or_else(|| OpenError::Config {
@@ -188,7 +189,7 @@ fn open_history(
         group: config.name.clone(),
         what: format!("a history can't be kept where its log is: {source}"),
     })?;
-    let (past, opened) = History::open(storage, Anchor::from(log), Options::default(), now_ms())
+    let (past, opened) = History::open(storage, Anchor::from(log), place.history, now_ms())
         .map_err(|source| history_error(config, source))?;
     for lost in &opened.lost {
         tracing::error!(group = config.name, "the history is damaged: {lost}");

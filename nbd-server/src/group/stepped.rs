@@ -4,14 +4,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use epoch_log::storage::Storage;
-use epoch_log::{Epoch, Generation, Holder, LogOptions};
+use epoch_log::{Epoch, Generation, Holder};
 
 use super::applier::Applier;
 use super::barriers::{Gate, Phase};
 use super::committer::Committer;
-use super::open::{LogPlace, Parts};
+use super::open::Parts;
 use super::{Group, GroupConfig, Image, Next, OpenError};
+
+pub use super::open::LogPlace;
 
 /// A group whose two threads are turns that the owner takes. Nothing in it waits for a clock or for another thread. Dropping it is
 /// a crash.
@@ -45,19 +46,17 @@ pub struct Standing {
 }
 
 impl Stepped {
-    /// Opens the group over `storage` and `images`, whose paths in `config` are ignored.
+    /// Opens the group over the log at `log` and `images`, whose paths in `config` are ignored.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(
         config: &GroupConfig,
         images: Vec<Image>,
-        storage: Arc<dyn Storage>,
-        options: LogOptions,
+        log: LogPlace,
         now: Instant,
     ) -> Result<Self, OpenError> {
         super::open::check(config)?;
-        let log = LogPlace { storage, options };
         let parts = Parts::open(config, images, log, &mut |_| {}, now)?;
         Ok(Self {
             committer: Some(parts.committer),

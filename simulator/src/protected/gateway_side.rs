@@ -13,6 +13,7 @@ use super::network::{A, B, DiskOutcome, GATEWAY, Message, Node, Process};
 use super::queue::Event;
 use super::world::World;
 use crate::blocks::{PLACES, UNIT, fill};
+use crate::past::keep;
 use crate::planted::Planted;
 use crate::{Violation, violation};
 
@@ -49,6 +50,36 @@ impl World<'_> {
         if self.random.random_ratio(1, 100) {
             self.ledger.check_images(&self.storage.image_stamps())?;
         }
+        if self.storage.keeps_history() && self.random.random_ratio(1, 400) {
+            self.check_past(16)?;
+            self.keep_past()?;
+        }
+        Ok(())
+    }
+
+    /// The thread that keeps the history in its bounds has a turn.
+    fn keep_past(&mut self) -> Result<(), Violation> {
+        let Some(gateway) = &self.gateway else {
+            return Ok(());
+        };
+        if keep(&self.storage, gateway) {
+            self.trace.reach("history trimmed or thinned");
+        }
+        if self.storage.disk.is_dead() {
+            let power = self.power_next();
+            return self.crash_gateway(power);
+        }
+        Ok(())
+    }
+
+    /// What is kept is what it was; one of `share` epochs is read.
+    pub(super) fn check_past(&mut self, share: u32) -> Result<(), Violation> {
+        let Some(gateway) = &self.gateway else {
+            return Ok(());
+        };
+        let (past, random) = (&mut self.ledger.past, &mut self.random);
+        let read = past.check(&self.storage, gateway, || random.random_ratio(1, share))?;
+        self.trace.reach_times("kept epoch read", read);
         Ok(())
     }
 
@@ -206,7 +237,11 @@ impl World<'_> {
                 } else if held {
                     self.trace.reach("restart with what was not flushed");
                 }
-                self.ledger.check_images(&self.storage.image_stamps())
+                self.ledger.check_images(&self.storage.image_stamps())?;
+                if self.storage.keeps_history() {
+                    self.check_past(4)?;
+                }
+                Ok(())
             }
             Err(error) if self.storage.disk.is_dead() || self.storage.disk.figures().1 > 0 => {
                 self.trace

@@ -8,6 +8,7 @@ use nbd_server::group::stepped::Standing;
 use nbd_server::{Epoch, Generation};
 
 use crate::blocks::{CLEARED, PLACES, Stamp, shown};
+use crate::past::Past;
 use crate::{Violation, violation};
 
 /// One cut through all disks.
@@ -46,6 +47,8 @@ pub struct Ledger {
     pub seen: (u64, u64),
     /// The generation of the last cold start.
     pub cold_since: Generation,
+    /// The committed epochs, for a group that keeps them.
+    pub past: Past,
 }
 
 impl Ledger {
@@ -63,6 +66,7 @@ impl Ledger {
             before: BTreeMap::new(),
             seen: (0, 0),
             cold_since: Generation(0),
+            past: Past::default(),
         }
     }
 
@@ -198,6 +202,7 @@ impl Ledger {
                 );
             }
         }
+        self.past.committed(epoch, &cut.table);
         for ((view, flushed), stamp) in self.view.iter_mut().zip(&mut self.flushed).zip(&cut.table)
         {
             *view = vec![*stamp];

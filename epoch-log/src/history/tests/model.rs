@@ -66,7 +66,7 @@ impl Group {
     /// Commits these epochs, and saves what they will change, all at once.
     pub fn save(&mut self, epochs: &[Vec<Write>]) -> Result<(), HistoryError> {
         let history = Arc::clone(self.history());
-        let mut capture = history.capture();
+        let mut capture = history.capture().unwrap();
         let mut now = self.images.clone();
         let mut epoch = self.applied;
         for writes in epochs {

@@ -73,7 +73,7 @@ impl GroupHistory {
     }
 
     fn try_save(&self, disks: &[Arc<Disk>], batch: &[Arc<Cut>]) -> Result<(), HistoryError> {
-        let mut capture = self.past.capture();
+        let mut capture = self.past.capture()?;
         let known = capture.last().epoch;
         for (number, cut) in batch.iter().enumerate() {
             // Saved before, and applied in part perhaps.
@@ -217,7 +217,7 @@ pub fn save_epoch(
     log: &epoch_log::EpochLog,
     epoch: Epoch,
 ) -> Result<(), HistoryError> {
-    let mut capture = history.past.capture();
+    let mut capture = history.past.capture()?;
     if epoch <= capture.last().epoch {
         return Ok(());
     }

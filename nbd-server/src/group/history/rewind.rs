@@ -76,7 +76,7 @@ pub fn carry_out(
             bytes += set_back(history, &view, place, committed)?;
             image.sync()?;
         }
-        let mut capture = past.capture();
+        let mut capture = past.capture()?;
         capture.boundary(next, now_ms(), true)?;
         capture.finish(next)?;
     }
@@ -107,7 +107,7 @@ fn set_back(
             while start < end {
                 let stop = end.min(start + PIECE);
                 let span = Span { start, end: stop };
-                let mut capture = history.past.capture();
+                let mut capture = history.past.capture()?;
                 place.save(&mut capture, span)?;
                 capture.finish(committed)?;
                 put_back(view, place, span)?;
