@@ -39,6 +39,8 @@ struct Alone<'a> {
     gateway: Option<Gateway>,
     exports: Vec<DiskExport>,
     mode: GroupMode,
+    /// When an administrator changes the mode: a stream of its own, and none where the group keeps history.
+    changes: Option<StdRng>,
     now: Micros,
     next_stamp: Stamp,
     /// Writes that are not known to be durable, in order.
@@ -84,6 +86,7 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
         gateway: None,
         exports: Vec::new(),
         mode,
+        changes: (!options.history).then(|| StdRng::seed_from_u64(!seed)),
         now: 0,
         next_stamp: 1,
         history: Vec::new(),
@@ -122,13 +125,17 @@ pub fn run(seed: u64, options: &Options, trace: &mut Trace) -> Result<(), Violat
 
 impl Alone<'_> {
     fn start(&mut self) -> Result<(), Violation> {
+        let mode = self.next_mode();
+        self.host.set_mode(mode);
         for _ in 0..20 {
             match self.host.start(self.now) {
                 Ok(gateway) => {
                     self.gateway = Some(gateway);
                     self.attach()?;
                     let disk = self.host.disk.clone();
-                    return disk.undisturbed(|| self.compare());
+                    disk.undisturbed(|| self.compare(mode))?;
+                    self.mode = mode;
+                    return Ok(());
                 }
                 Err(OpenError::Log {
                     source: LogError::Damaged(damage),
@@ -167,8 +174,24 @@ impl Alone<'_> {
         Ok(())
     }
 
-    /// What a crash has left must be what the rules allow; from here on it is the truth.
-    fn compare(&mut self) -> Result<(), Violation> {
+    fn next_mode(&mut self) -> GroupMode {
+        let changes = self.now > 0
+            && self
+                .changes
+                .as_mut()
+                .is_some_and(|random| random.random_ratio(1, 5));
+        match self.mode {
+            mode if !changes => mode,
+            GroupMode::Sync => {
+                self.trace.reach("sync to async mode");
+                GroupMode::Async
+            }
+            GroupMode::Async => GroupMode::Sync,
+        }
+    }
+
+    /// What a crash has left must be what the rules allow; from here on it is the truth. The gateway that has been started is in mode `next`.
+    fn compare(&mut self, next: GroupMode) -> Result<(), Violation> {
         let mut found = Vec::with_capacity(PLACES);
         let mut unit = vec![0; UNIT];
         for place in 0..PLACES {
@@ -178,6 +201,7 @@ impl Alone<'_> {
             }
             found.push(stamps(place, &unit));
         }
+        let turns = self.mode == GroupMode::Sync && next == GroupMode::Async;
         match self.mode {
             GroupMode::Async => self.find_prefix(&found)?,
             GroupMode::Sync => self.find_each(&found)?,
@@ -187,8 +211,13 @@ impl Alone<'_> {
             self.dropped += self.history.len() as u64;
             self.history.clear();
             self.newest.clone_from(&self.floor);
+        } else if turns {
+            // What went through to the images is older than all that is held now.
+            self.dropped += self.history.len() as u64;
+            self.history.clear();
+            self.floor.clone_from(&self.newest);
         }
-        self.write_over_torn(&found)
+        self.write_over_torn(&found, self.power_lost || turns)
     }
 
     fn find_prefix(&mut self, found: &[[Option<Stamp>; 2]]) -> Result<(), Violation> {
@@ -284,8 +313,12 @@ impl Alone<'_> {
         Ok(())
     }
 
-    /// Nobody reads a torn unit: it is written over before.
-    fn write_over_torn(&mut self, found: &[[Option<Stamp>; 2]]) -> Result<(), Violation> {
+    /// Nobody reads a torn unit: it is written over before; `for_good` where what was found there would come again.
+    fn write_over_torn(
+        &mut self,
+        found: &[[Option<Stamp>; 2]],
+        for_good: bool,
+    ) -> Result<(), Violation> {
         for (place, sectors) in found.iter().enumerate() {
             if sectors[0] == sectors[1] {
                 continue;
@@ -295,7 +328,7 @@ impl Alone<'_> {
             fill(self.next_stamp, place, &mut unit);
             let (disk, offset) = position(place);
             self.newest[place] = self.next_stamp;
-            if self.power_lost {
+            if for_good {
                 self.host.repair(place, &unit);
                 self.floor[place] = self.next_stamp;
                 continue;

@@ -104,6 +104,11 @@ impl StorageHost {
         }
     }
 
+    /// The next gateway has this mode in its configuration.
+    pub fn set_mode(&mut self, mode: GroupMode) {
+        self.config.mode = mode;
+    }
+
     /// Whether the group holds writes in sync mode.
     pub fn keeps_history(&self) -> bool {
         self.config.keeps_history()

@@ -58,11 +58,19 @@ fn the_seeds_reach_what_they_are_for() {
         "fenced",
         "gateway restart",
         "capture failed",
+        "sync to async mode",
         "source suspected",
         "standby suspected",
     ] {
         assert!(reached.contains_key(what), "never reached: {what}");
     }
+}
+
+/// A group in sync mode, its process killed, and started again in async mode: a FLUSH with nothing held was answered, and what the killed
+/// process had written was in memory only.
+#[test]
+fn seed_652_the_images_of_the_mode_before() {
+    assert_eq!(first_violation(652, 1, None), None);
 }
 
 /// What is wrong with a seed of a group that keeps history.

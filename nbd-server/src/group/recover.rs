@@ -9,7 +9,9 @@ use epoch_log::{Epoch, EpochLog, LogError, Mode};
 
 use super::history::{self, GroupHistory, Rewound, now_ms};
 use super::image::Image;
-use super::open::{GroupConfig, LogPlace, OpenError, Progress, check, identities, log_options};
+use super::open::{
+    GroupConfig, GroupMode, LogPlace, OpenError, Progress, check, identities, log_options,
+};
 use super::places::{open_images, open_log};
 
 /// An error of the log's replay or of an image under it.
@@ -88,14 +90,13 @@ pub(super) fn recover(
             total,
         });
     }
+    // A group that holds writes answers a FLUSH when they are committed, and does not look at the images. What a gateway before this one has
+    // written to them itself must be durable by then, even if that one was in sync mode and was killed.
+    let holds = config.mode == GroupMode::Async || config.keeps_history();
+    if holds || !recovered.unapplied.is_empty() {
+        sync_images(config, images)?;
+    }
     if let Some(last) = recovered.unapplied.last() {
-        for (image, _) in images
-            .iter()
-            .zip(&config.disks)
-            .filter(|(_, disk)| !disk.read_only)
-        {
-            image.sync().map_err(|source| apply_error(config, source))?;
-        }
         log.mark_applied(*last).map_err(log_error)?;
         if let Some(history) = &history {
             history.past.applied(*last);
@@ -107,6 +108,17 @@ pub(super) fn recover(
     let state = log.state();
     tracing::info!(group = config.name, state = %Said(state), clean = recovered.clean, "the epoch log is open");
     Ok((log, recovered.clean, history))
+}
+
+fn sync_images(config: &GroupConfig, images: &[Image]) -> Result<(), OpenError> {
+    let written = images
+        .iter()
+        .zip(&config.disks)
+        .filter(|(_, disk)| !disk.read_only);
+    for (image, _) in written {
+        image.sync().map_err(|source| apply_error(config, source))?;
+    }
+    Ok(())
 }
 
 /// Sets the images back where that was begun: see [`history::carry_out`].
