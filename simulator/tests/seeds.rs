@@ -106,6 +106,13 @@ fn seed_11915_with_history_what_was_saved_only_in_memory() {
     assert_eq!(violation_with_history(11915), None);
 }
 
+/// The power took what was held, and the first start after it failed before it could fence whose writes they were: the second one took the
+/// memory of the first for what had been held, and the VM went on without its last writes.
+#[test]
+fn seed_37201_with_history_the_start_that_failed() {
+    assert_eq!(violation_with_history(37201), None);
+}
+
 /// Seeds of a group that keeps history: the same faults, and sync mode holds writes.
 #[test]
 fn some_hundred_seeds_with_history_are_clean() {

@@ -108,6 +108,7 @@ impl Committer {
             state.generation = generation;
             state.set_gate(core.barriers.gate());
         }
+        self.shared.arena().set_generation(generation);
         // Nobody listened, and nobody was attached.
         core.entries.clear();
         Ok(())

@@ -178,10 +178,9 @@ fn anew(
 ) -> Start {
     let barriers = Barriers::recover(state, ending, config.holds());
     let committed = barriers.committed();
-    budget
-        .slabs()
-        .arena()
-        .restart(barriers.generation(), committed);
+    // Of the generation only when the group has started: what that takes, such as fencing whoever has lost writes, may fail, and then the next
+    // try must not take this memory for what was held.
+    budget.slabs().arena().restart_void(committed);
     let held = (0..disks).map(|disk| Held {
         committed,
         sealed: VecDeque::new(),

@@ -81,6 +81,9 @@ impl Class {
     }
 }
 
+/// One that no log comes to.
+const NO_GENERATION: Generation = Generation(u64::MAX);
+
 /// Bytes from one slot to the next.
 const SLOT: u64 = Class::Whole.len() as u64;
 
@@ -298,6 +301,16 @@ impl Arena {
         let next = self.next_use.load(Ordering::Relaxed);
         self.words.set(at::VALID_FROM, next);
         self.words.set(at::SEALED, sealed.0);
+        self.words.set(at::GENERATION, generation.0);
+    }
+
+    /// What was held is of no generation: nobody goes on with it until [`Arena::set_generation`].
+    pub fn restart_void(&self, sealed: Epoch) {
+        self.restart(NO_GENERATION, sealed);
+    }
+
+    /// What is held, and what comes, belongs to `generation`.
+    pub fn set_generation(&self, generation: Generation) {
         self.words.set(at::GENERATION, generation.0);
     }
 
