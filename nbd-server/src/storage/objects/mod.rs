@@ -82,7 +82,19 @@ impl Objects {
     /// # Errors
     /// [`ObjectError::Unusable`]
     pub fn open(place: &Place) -> Result<Self, ObjectError> {
-        open::open(place)
+        open::open(place, std::env::vars_os())
+    }
+
+    /// The same, with these variables in place of the environment.
+    ///
+    /// # Errors
+    /// [`ObjectError::Unusable`]
+    pub fn open_with(place: &Place, environment: &[(String, String)]) -> Result<Self, ObjectError> {
+        let pairs = environment.iter();
+        open::open(
+            place,
+            pairs.map(|(name, value)| (name.into(), value.into())),
+        )
     }
 
     /// The same; a directory is made, for its owner alone, if it is not there.
@@ -91,7 +103,7 @@ impl Objects {
     /// [`ObjectError::Unusable`]
     pub fn create(place: &Place) -> Result<Self, ObjectError> {
         open::create_directory(place)?;
-        open::open(place)
+        Self::open(place)
     }
 
     /// Where it is.
@@ -212,7 +224,7 @@ impl Objects {
         Ok(found.iter().filter_map(|meta| self.meta(meta)).collect())
     }
 
-    /// Removes an object. That it is not there is no error.
+    /// Removes an object, for good when it returns. That it is not there is no error.
     ///
     /// # Errors
     /// [`ObjectError`]
@@ -221,7 +233,8 @@ impl Objects {
         let delete = |store: Arc<dyn ObjectStore>| async move { store.delete(&path).await };
         match self.ask("remove", name, delete) {
             Err(ObjectError::NotFound { .. }) => Ok(()),
-            done => done,
+            Ok(()) => open::sync_directory_of(&self.shared.place, name),
+            failed => failed,
         }
     }
 

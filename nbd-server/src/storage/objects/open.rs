@@ -1,5 +1,6 @@
 //! Opens the objects of a place: which store it is, with which environment, and how patiently it is asked.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,7 +17,10 @@ use super::{CONNECT, ObjectError, Objects, PATIENCE, Place, Shared, TRY};
 /// Threads of the runtime: they wait for sockets, and sign what is sent.
 const THREADS: usize = 2;
 
-pub(super) fn open(place: &Place) -> Result<Objects, ObjectError> {
+pub(super) fn open(
+    place: &Place,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Objects, ObjectError> {
     let unusable = |why: String| ObjectError::Unusable {
         place: place.clone(),
         why,
@@ -31,7 +35,7 @@ pub(super) fn open(place: &Place) -> Result<Objects, ObjectError> {
             (Arc::new(store.with_fsync(true)), String::new())
         }
         Place::S3 { bucket, prefix } => {
-            let store = bucket_store(bucket).map_err(unusable)?;
+            let store = bucket_store(bucket, environment).map_err(unusable)?;
             let prefix = match prefix.as_str() {
                 "" => String::new(),
                 prefix => format!("{prefix}/"),
@@ -58,10 +62,24 @@ fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-fn bucket_store(bucket: &str) -> Result<Arc<dyn ObjectStore>, String> {
+fn bucket_store(
+    bucket: &str,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Arc<dyn ObjectStore>, String> {
     // Fails if there is one already, which will do as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    let mut builder = AmazonS3Builder::new();
+    for (name, value) in environment {
+        let pair = name.to_str().zip(value.to_str());
+        let Some((name, value)) = pair.filter(|(name, _)| name.starts_with("AWS_")) else {
+            continue;
+        };
+        // There are more of these variables than this crate knows.
+        if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    let builder = builder.with_bucket_name(bucket);
     let endpoint = builder
         .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
         .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
@@ -109,4 +127,23 @@ fn make(path: &Path) -> io::Result<()> {
         done => done?,
     }
     File::open(parent)?.sync_all()
+}
+
+/// What was removed from a directory stays away after a power failure.
+pub(super) fn sync_directory_of(place: &Place, name: &str) -> Result<(), ObjectError> {
+    let Some(path) = place.directory().map(|path| path.join(name)) else {
+        return Ok(());
+    };
+    let synced = match path.parent().map(File::open) {
+        // Another one has removed the directory meanwhile.
+        Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Some(parent) => parent.and_then(|parent| parent.sync_all()),
+        None => Ok(()),
+    };
+    synced.map_err(|error| ObjectError::Failed {
+        action: "remove",
+        name: name.to_owned(),
+        place: place.clone(),
+        why: error.to_string(),
+    })
 }
