@@ -1,5 +1,6 @@
 //! The command line: names, arguments and help texts. What they do is in `commands/`.
 
+pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod bench_history;
 pub(crate) mod checkpoint;
@@ -54,6 +55,9 @@ pub(crate) enum Command {
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
+    /// Make backups of a group in a directory or a bucket; list, check, restore and remove them.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// Make, list and remove writable clones of a group at a point in time.
     #[command(subcommand)]
     Clone(clone::CloneCommand),
