@@ -113,6 +113,7 @@ impl Merge<'_> {
             path: path.clone(),
             number,
             salt: header.salt,
+            away: None,
         });
         ClosedRun::of(&file, &header)
     }

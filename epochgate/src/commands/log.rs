@@ -28,7 +28,7 @@ pub(crate) fn inspect(args: &LogArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn verify(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let verdict = inspect::verify(&args.log).map_err(explain)?;
-    let history = history::verify(&args.log.join(DIRECTORY))?;
+    let history = history::verify(&args.log.join(DIRECTORY), None)?;
     if args.json {
         let mut all = serde_json::to_value(&verdict)?;
         if let (Some(object), Some(history)) = (all.as_object_mut(), &history) {
