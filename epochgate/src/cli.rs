@@ -297,7 +297,7 @@ pub(crate) enum LogCommand {
     /// List the segments and records of a log, without changing anything.
     Inspect(LogArgs),
     /// Check every checksum of a log, without changing anything. Exit code 1 if it is damaged; then it says what is left.
-    Verify(LogArgs),
+    Verify(history::VerifyArgs),
     /// Take a damaged log back to the last epoch before the damage. What was committed after it is lost.
     Recover(RecoverArgs),
     /// List the points in time that a group keeps, from a running gateway.

@@ -18,7 +18,7 @@ mod upload;
 
 use std::future::Future;
 use std::ops::Range;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -64,15 +64,23 @@ struct Shared {
     store: Arc<dyn ObjectStore>,
     /// What all names begin with, with a slash at its end; empty for a directory.
     prefix: String,
-    runtime: Option<Runtime>,
+    /// None once it is closed.
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Shared {
+    fn close(&self) {
+        let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        // Waiting for its threads would be forbidden where the last clone goes away inside another runtime.
+        if let Some(runtime) = runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Waiting for its threads would be forbidden where the last clone goes away inside another runtime.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        self.close();
     }
 }
 
@@ -104,6 +112,11 @@ impl Objects {
     pub fn create(place: &Place) -> Result<Self, ObjectError> {
         open::create_directory(place)?;
         Self::open(place)
+    }
+
+    /// Gives up all requests that are under way, and all later ones. They fail.
+    pub fn close(&self) {
+        self.shared.close();
     }
 
     /// Where it is.
@@ -303,9 +316,12 @@ impl Objects {
     ) -> Option<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
         // Not `block_on`, which panics where the calling thread is one of another runtime.
-        self.shared.runtime.as_ref()?.spawn(async move {
+        let runtime = &self.shared.runtime;
+        let runtime = runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        runtime.as_ref()?.spawn(async move {
             let _ = sender.send(future.await);
         });
+        drop(runtime);
         receiver.recv().ok()
     }
 }

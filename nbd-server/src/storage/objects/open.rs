@@ -5,7 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
@@ -49,7 +49,7 @@ pub(super) fn open(
             place: place.clone(),
             store,
             prefix,
-            runtime: Some(runtime),
+            runtime: Mutex::new(Some(runtime)),
         }),
     })
 }
