@@ -9,6 +9,9 @@ use crate::paths;
 use crate::process::Process;
 use crate::waiting::wait_until;
 
+/// A signature as it looks.
+const UNCHECKED: &str = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+
 /// A server. Dropping it ends it.
 #[derive(Debug)]
 pub struct ObjectServer {
@@ -65,6 +68,25 @@ impl ObjectServer {
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     }
 
+    /// Paths and sizes of all objects in a bucket, in the order of their names; at most a thousand.
+    pub fn objects(&self, bucket: &str) -> Vec<(String, u64)> {
+        let (head, body) = self.request("GET", &format!("/{bucket}?list-type=2"), b"");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let body = String::from_utf8_lossy(&body).into_owned();
+        let tag = |text: &str, name: &str| {
+            let (_, rest) = text.split_once(&format!("<{name}>"))?;
+            Some(rest.split_once('<')?.0.to_owned())
+        };
+        let object = |text: &str| {
+            let size = tag(text, "Size")?.parse().ok()?;
+            Some((format!("/{bucket}/{}", tag(text, "Key")?), size))
+        };
+        body.split("<Contents>")
+            .skip(1)
+            .filter_map(object)
+            .collect()
+    }
+
     /// What an object holds.
     pub fn object(&self, path: &str) -> Vec<u8> {
         let (head, body) = self.request("GET", path, b"");
@@ -91,12 +113,13 @@ impl ObjectServer {
             .signal(if frozen { Signal::STOP } else { Signal::CONT });
     }
 
-    /// Head and body of the answer. This server asks nobody for a signature.
+    /// Head and body of the answer. This server wants to see a signature for an object, and does not check it.
     fn request(&self, method: &str, path: &str, body: &[u8]) -> (String, Vec<u8>) {
         let mut stream =
             TcpStream::connect(("127.0.0.1", self.port)).expect("the S3 server listens");
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nAuthorization: {UNCHECKED}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
             self.port,
             body.len()
         );
