@@ -39,6 +39,7 @@ fn open(dir: &Path, committed: u64, applied: u64, time: u64) -> Arc<History> {
     let options = Options {
         run_bytes: 256 << 10,
         run_entries: 800,
+        object_bytes: 64 << 10,
     };
     let (history, opened) = History::open(directory(dir), anchor, options, time).unwrap();
     assert!(opened.lost.is_empty(), "{opened:?}");

@@ -1,5 +1,6 @@
 //! The command line: names, arguments and help texts. What they do is in `commands/`.
 
+pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod bench_history;
 pub(crate) mod checkpoint;
@@ -54,6 +55,9 @@ pub(crate) enum Command {
     /// Look at, add, remove and resize what a running gateway exports.
     #[command(subcommand)]
     Export(ExportCommand),
+    /// Make backups of a group in a directory or a bucket; list, check, restore and remove them.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// Make, list and remove writable clones of a group at a point in time.
     #[command(subcommand)]
     Clone(clone::CloneCommand),
@@ -293,7 +297,7 @@ pub(crate) enum LogCommand {
     /// List the segments and records of a log, without changing anything.
     Inspect(LogArgs),
     /// Check every checksum of a log, without changing anything. Exit code 1 if it is damaged; then it says what is left.
-    Verify(LogArgs),
+    Verify(history::VerifyArgs),
     /// Take a damaged log back to the last epoch before the damage. What was committed after it is lost.
     Recover(RecoverArgs),
     /// List the points in time that a group keeps, from a running gateway.

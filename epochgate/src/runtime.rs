@@ -33,6 +33,19 @@ pub(crate) fn tokio() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the async runtime can't be started")
 }
 
+/// Lets this process have as many files open as the system allows it to have: each 64 MiB of history are one.
+pub(crate) fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Counts SIGTERM and SIGINT: the first asks for a clean stop, the second for a quick one. Call inside a runtime.
 pub(crate) fn stop_signals() -> anyhow::Result<watch::Receiver<u32>> {
     let (sender, receiver) = watch::channel(0);

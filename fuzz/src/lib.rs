@@ -7,6 +7,7 @@
     reason = "a panic is how a target says that something is wrong"
 )]
 
+pub mod backup;
 pub mod bounds;
 pub mod checkpoint;
 pub mod configuration;

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use fuzz_targets::{
-    bounds, checkpoint, configuration, control, device_head, log, negotiation, packing, session,
+    backup, bounds, checkpoint, configuration, control, device_head, log, negotiation, packing, session,
     transmission,
 };
 
@@ -130,4 +130,9 @@ fn a_log_of_real_files_takes_every_kept_input() {
 #[test]
 fn the_configurations_take_every_kept_input() {
     runs("configuration", configuration::run, 5_000);
+}
+
+#[test]
+fn backups_take_every_kept_input() {
+    runs("backup", backup::run, 5_000);
 }

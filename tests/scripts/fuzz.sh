@@ -31,7 +31,7 @@ fi
 [ -n "$runs$seconds" ] || seconds=60
 cd "$(dirname "${BASH_SOURCE[0]}")/../../fuzz"
 
-[ $# -gt 0 ] || set -- control checkpoint packing device_head configuration transmission negotiation session log session_threads
+[ $# -gt 0 ] || set -- control checkpoint packing backup device_head configuration transmission negotiation session log session_threads
 for target in "$@"; do
   [ -f "libfuzzer/fuzz_targets/$target.rs" ] || die "there is no target '$target'"
 done

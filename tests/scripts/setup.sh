@@ -42,6 +42,9 @@ done <<<"$needs"
 # A busybox with shared libraries is of no use in the guest.
 if there busybox && ldd "$(command -v busybox)" >/dev/null 2>&1; then missing+=(busybox-static); fi
 
+# The S3 server of the tests is a Python program in an environment of its own.
+python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)
+
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null ||
     die "missing: ${missing[*]}. These are Debian's package names; there is no apt-get here, so install them by other means"
@@ -67,3 +70,13 @@ fi
 
 there cargo || die "there is no cargo; install Rust (the release that Cargo.toml names, or newer) and run this again"
 fio --enghelp 2>/dev/null | grep -qw nbd || die "this fio has no nbd engine; the benchmarks need Debian's package fio"
+
+moto=5.2.5
+home=$(dirname "${BASH_SOURCE[0]}")/../../target/moto
+if [ "$(cat "$home/version" 2>/dev/null)" != "$moto" ]; then
+  echo "installing moto's S3 server into target/moto"
+  mkdir -p "$(dirname "$home")"
+  python3 -m venv --clear "$home" && "$home/bin/pip" --quiet --disable-pip-version-check install "moto[s3,server]==$moto" </dev/null ||
+    die "moto $moto could not be installed into target/moto; is PyPI reachable?"
+  echo "$moto" >"$home/version"
+fi

@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod nas;
 pub mod nbd;
 pub mod network;
+pub mod object_server;
 pub mod paths;
 pub mod process;
 pub mod qmp;

@@ -234,6 +234,7 @@ impl Store {
         let mut store = Self {
             log,
             kept: GroupHistory {
+                cold: None,
                 past: Arc::clone(&past),
                 retention,
             },

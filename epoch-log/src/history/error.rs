@@ -37,6 +37,19 @@ pub enum HistoryError {
         /// What does not fit.
         what: &'static str,
     },
+    /// The cold store failed, or has not what it should have.
+    #[error("cannot {action} {object} of the history{place}")]
+    Cold {
+        /// What was tried.
+        action: &'static str,
+        /// Name of the object.
+        object: String,
+        /// Where that is, with the word before it; empty if nobody says.
+        place: String,
+        /// What the store said.
+        #[source]
+        source: io::Error,
+    },
     /// That point in time is not kept.
     #[error("{asked} is not kept{}", neighbours(*before, *after))]
     NotKept {

@@ -397,7 +397,7 @@ pub(super) fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
 }
 
 /// A page with `magic`, a checksum, and `body`.
-fn sealed_page(magic: [u8; 8], body: &[u8]) -> Vec<u8> {
+pub(super) fn sealed_page(magic: [u8; 8], body: &[u8]) -> Vec<u8> {
     let mut page = Vec::with_capacity(PAGE_LEN);
     page.extend_from_slice(&magic);
     page.extend_from_slice(&[0; 8]);
@@ -410,7 +410,8 @@ fn sealed_page(magic: [u8; 8], body: &[u8]) -> Vec<u8> {
     page
 }
 
-fn open_page(magic: [u8; 8], page: &[u8]) -> Option<&[u8]> {
+/// The body of such a page. None: it is none, or is torn.
+pub(super) fn open_page(magic: [u8; 8], page: &[u8]) -> Option<&[u8]> {
     let mut from = Take(page.get(..PAGE_LEN)?);
     let body = page.get(16..PAGE_LEN)?;
     let matches = from.array()? == magic && from.u64()? == xxh3_64_with_seed(body, 0);

@@ -96,9 +96,9 @@ impl Live {
         self.runs.first().map_or(self.active.from, |run| run.from)
     }
 
-    /// Length of all files, in bytes.
-    pub fn closed_bytes(&self) -> u64 {
-        self.runs.iter().map(|run| run.bytes).sum()
+    /// Length of all files here of closed runs, in bytes.
+    pub fn local_bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.local_bytes()).sum()
     }
 
     /// The kept boundaries that begin steps of run number `index`; the run that grows is the one behind the closed ones, and has the

@@ -57,7 +57,8 @@ impl History {
         Ok(done)
     }
 
-    /// Frees space at once, where even what is new finds none: the oldest run goes, if nobody needs it. False: there is none.
+    /// Frees space at once, where even what is new finds none: the oldest run goes, if nobody needs it, cold ones first, which free little.
+    /// False: there is none.
     ///
     /// # Errors
     /// [`HistoryError`].
@@ -86,23 +87,19 @@ impl History {
         let mut done = Maintained::default();
         let mut bytes = {
             let live = self.live();
-            live.closed_bytes()
+            live.local_bytes()
         } + self.active_bytes();
         loop {
-            let short = retention.min_free > 0
-                && self
-                    .free_space()
-                    .is_some_and(|free| free < retention.min_free);
-            let too_much = |run: &ClosedRun| {
-                let age = now_ms.saturating_sub(run.to().time_ms);
-                age > retention.age_ms || bytes > retention.bytes || short
-            };
+            let short = self.is_short_of_space(retention);
             let mut size = 0;
             let removed = self.remove_oldest(|run| {
-                size = run.bytes;
+                size = run.local_bytes();
                 let by_age = now_ms.saturating_sub(run.to().time_ms) > retention.age_ms;
-                done.for_space |= !by_age && bytes <= retention.bytes && short;
-                too_much(run)
+                // To remove what is cold would free nearly nothing here, and take everything.
+                let by_size = bytes > retention.bytes && !run.is_cold();
+                let for_space = short && !run.is_cold();
+                done.for_space |= !by_age && !by_size && for_space;
+                by_age || by_size || for_space
             })?;
             if !removed {
                 break;
@@ -114,6 +111,14 @@ impl History {
             done.oldest = Some(self.live().oldest().epoch);
         }
         Ok(done)
+    }
+
+    /// Less of the disk is free than is to stay so.
+    pub(super) fn is_short_of_space(&self, retention: &Retention) -> bool {
+        retention.min_free > 0
+            && self
+                .free_space()
+                .is_some_and(|free| free < retention.min_free)
     }
 
     /// Removes the oldest run if it is closed, `unwanted`, and nothing before its end is pinned or looked at.
@@ -134,11 +139,12 @@ impl History {
             live.version += 1;
             live.runs.remove(0)
         };
-        self.remove_file(&run)?;
+        self.discard(&run)?;
         Ok(true)
     }
 
-    fn remove_file(&self, run: &ClosedRun) -> Result<(), HistoryError> {
+    /// Removes the file of a run.
+    pub(super) fn remove_file(&self, run: &ClosedRun) -> Result<(), HistoryError> {
         let removed = self.dir().remove(run.file.file.name());
         removed.map_err(|source| failed("remove a run of", run.file.path.clone(), source))
     }
@@ -227,7 +233,11 @@ fn candidates(
     now_ms: u64,
     retention: &Retention,
 ) -> Option<(usize, Vec<Arc<ClosedRun>>, u32)> {
+    // What is cold stays as it is.
     let due = |run: &ClosedRun| {
+        if run.is_cold() {
+            return None;
+        }
         let age = now_ms.saturating_sub(run.to().time_ms);
         let tier = retention.tier_of(age);
         (tier > run.tier).then_some(tier)

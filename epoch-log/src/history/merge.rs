@@ -114,6 +114,7 @@ impl Merge<'_> {
             path: path.clone(),
             number,
             salt: header.salt,
+            away: None,
         });
         ClosedRun::of(&file, &header)
     }

@@ -13,10 +13,14 @@
 //! A *boundary* is a moment between two saves at which the images held one epoch exactly. What was saved between two boundaries is a *step*.
 //! Steps lie one behind another in *runs*, files of bounded size. Merging steps keeps of each byte what was saved first.
 //!
-//! Where to read on: `format` for the bytes, `capture` for how something is saved, `view` for reading, `maintain` for what goes when.
+//! Old runs can go to an object store: what finds something stays here, the payload goes there.
+//!
+//! Where to read on: `format` for the bytes, `capture` for how something is saved, `view` for reading, `maintain` for what goes when, `cold`
+//! for what lies elsewhere.
 
 mod batch;
 mod capture;
+mod cold;
 mod error;
 mod first;
 mod format;
@@ -53,9 +57,11 @@ use crate::format::LogId;
 use crate::storage::{Storage, StorageLock};
 use crate::{Epoch, EpochLog};
 use capture::Writer;
+use cold::{Cold, Remains};
 use live::{Live, Point};
 
 pub use capture::Capture;
+pub use cold::{ColdStore, Cooled, Cooling};
 pub use error::HistoryError;
 pub use format::Boundary;
 pub use live::Kept;
@@ -95,6 +101,8 @@ pub struct Options {
     pub run_bytes: u64,
     /// Entries, or steps, at which it is. They are in memory until then.
     pub run_entries: usize,
+    /// Length of the objects that a run becomes in a cold store, in bytes: one of them is in memory while it is put.
+    pub object_bytes: u64,
 }
 
 impl Default for Options {
@@ -102,6 +110,7 @@ impl Default for Options {
         Self {
             run_bytes: 64 << 20,
             run_entries: 128 << 10,
+            object_bytes: 16 << 20,
         }
     }
 }
@@ -115,10 +124,16 @@ pub struct HistoryStatus {
     pub oldest_time_ms: u64,
     /// How many points there are, about: those that only divide the work are counted, too.
     pub points: u64,
-    /// Length of all files, in bytes.
+    /// Length of all files on the disk of the history, in bytes.
     pub bytes: u64,
-    /// Files.
+    /// Runs, cold ones included.
     pub runs: u64,
+    /// What cold runs take in the cold store, in bytes.
+    #[serde(default)]
+    pub cold_bytes: u64,
+    /// Cold runs.
+    #[serde(default)]
+    pub cold_runs: u64,
     /// Pins, oldest first.
     pub pins: Vec<Pin>,
 }
@@ -137,8 +152,14 @@ pub struct History {
     held: Mutex<BTreeMap<u64, usize>>,
     /// Taken after `live`.
     pins: Mutex<Vec<Pin>>,
-    /// Held by the one that trims or merges; taken before all others.
+    /// Held by the one that trims or merges; taken before all others but `cooling`.
     maintenance: Mutex<()>,
+    /// Where the payload of cold runs is.
+    cold: Arc<Cold>,
+    /// Held by the one that moves runs to the cold store, also while it waits for that; taken before all others.
+    cooling: Mutex<()>,
+    /// Taken after all others.
+    remains: Mutex<Remains>,
     _lock: Box<dyn StorageLock>,
 }
 
@@ -325,8 +346,10 @@ impl History {
             oldest: oldest.epoch,
             oldest_time_ms: oldest.time_ms,
             points: steps + live.active.steps.len() as u64 + 1,
-            bytes: live.closed_bytes() + bytes,
+            bytes: live.local_bytes() + bytes,
             runs: live.runs.len() as u64 + 1,
+            cold_bytes: live.runs.iter().map(|run| run.cold_bytes()).sum(),
+            cold_runs: live.runs.iter().filter(|run| run.is_cold()).count() as u64,
             pins: self.pins(),
         }
     }

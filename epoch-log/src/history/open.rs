@@ -1,11 +1,12 @@
 //! Opening a history: which runs belong together, where the run that grows ends, and whether all of that fits the log.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::batch::{BATCH_HEADER_LEN, Batch, BatchHeader, is_batch};
 use super::capture::{Writer, covered_by};
+use super::cold::{self, Cold, Remains, State, Stub};
 use super::format::{Boundary, PAGE, PAGE_LEN, RunHeader, Seal, Step};
 use super::live::{Active, Live};
 use super::run::{ClosedRun, RunFile, failed, file_name, number_of};
@@ -29,8 +30,28 @@ struct Found {
     runs: Vec<Arc<ClosedRun>>,
     active: Option<(Arc<RunFile>, RunHeader)>,
     next_number: u64,
-    superfluous: Vec<u64>,
+    superfluous: Vec<Superfluous>,
+    remains: Remains,
     lost: Vec<String>,
+}
+
+/// What is no part of the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Superfluous {
+    /// The file of a run.
+    Run(u64),
+    /// The stub of one that is cold.
+    Stub(u64),
+}
+
+impl From<&Arc<ClosedRun>> for Superfluous {
+    fn from(run: &Arc<ClosedRun>) -> Self {
+        if run.is_cold() {
+            Self::Stub(run.file.number)
+        } else {
+            Self::Run(run.file.number)
+        }
+    }
 }
 
 impl History {
@@ -59,7 +80,8 @@ impl History {
             .map_err(|e| failed("create", path.clone(), e))?;
         let lock = storage.lock()?;
         let dir = LogDir::on(Arc::clone(&storage));
-        let mut found = sort_out(&dir, log_id)?;
+        let cold = Arc::new(Cold::new(log_id));
+        let mut found = sort_out(&dir, log_id, &cold)?;
         let pins = pins::load(&dir)?;
         let mut opened = Opened::default();
         let (active, end) = match found.active.take() {
@@ -80,10 +102,12 @@ impl History {
             ));
             found
                 .superfluous
-                .extend(found.runs.iter().map(|run| run.file.number));
-            found
-                .superfluous
-                .extend(active.as_ref().map(|active| active.file.number));
+                .extend(found.runs.iter().map(Superfluous::from));
+            found.superfluous.extend(
+                active
+                    .as_ref()
+                    .map(|active| Superfluous::Run(active.file.number)),
+            );
             found.runs.clear();
         }
         let grows = active.zip(end);
@@ -140,10 +164,20 @@ impl History {
                 committed,
             });
         }
-        for number in found.superfluous {
-            let name = file_name(number);
-            dir.remove(&name)
-                .map_err(|e| failed("remove", path.join(name), e))?;
+        let mut remains = found.remains;
+        for superfluous in found.superfluous {
+            match superfluous {
+                Superfluous::Run(number) => {
+                    let name = file_name(number);
+                    dir.remove(&name)
+                        .map_err(|e| failed("remove", path.join(name), e))?;
+                }
+                Superfluous::Stub(number) => {
+                    if cold::let_go(&dir, number, State::Whole)? {
+                        remains.gone.insert(number);
+                    }
+                }
+            }
         }
         let live = Live {
             version: 0,
@@ -173,6 +207,9 @@ impl History {
             held: Mutex::new(BTreeMap::new()),
             pins: Mutex::new(pins),
             maintenance: Mutex::new(()),
+            cold,
+            cooling: Mutex::new(()),
+            remains: Mutex::new(remains),
             _lock: lock,
         };
         Ok((Arc::new(history), opened))
@@ -180,7 +217,7 @@ impl History {
 }
 
 /// Which files there are, and which of them make up the history.
-fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
+fn sort_out(dir: &LogDir, log_id: LogId, cold: &Arc<Cold>) -> Result<Found, HistoryError> {
     let path = dir.path().to_owned();
     // Names, too, may be only in memory.
     dir.sync()
@@ -190,19 +227,52 @@ fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
         dir.remove(name)
             .map_err(|e| failed("remove", path.join(name), e))?;
     }
-    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
-    numbers.sort_unstable();
-    let newest = numbers.last().copied().unwrap_or(0);
+    let numbers: BTreeSet<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+    let stubs: BTreeSet<_> = names
+        .iter()
+        .filter_map(|name| cold::number_of(name))
+        .collect();
+    let of_state = |state: State| {
+        let fit = stubs.iter().filter(move |(_, other)| *other == state);
+        fit.map(|(number, _)| *number)
+    };
+    let all = stubs.iter().map(|(number, _)| number).chain(&numbers);
     let mut found = Found {
         runs: Vec::new(),
         active: None,
-        next_number: newest + 1,
+        // Names of what is still to be removed are not given out again, either.
+        next_number: all.max().map_or(1, |newest| newest + 1),
         superfluous: Vec::new(),
+        remains: Remains {
+            begun: of_state(State::Begun).collect(),
+            gone: of_state(State::Gone).collect(),
+        },
         lost: Vec::new(),
     };
     let mut closed = Vec::new();
     let mut open = Vec::new();
+    let mut cold_ones = BTreeSet::new();
+    for number in of_state(State::Whole) {
+        match cold_run(dir, number, log_id, cold)? {
+            Some(run) => {
+                closed.push(Arc::new(run));
+                cold_ones.insert(number);
+            }
+            None => {
+                if !numbers.contains(&number) {
+                    let name = format!("the stub of the cold run {number}");
+                    found.lost.push(format!("{name} can't be read"));
+                }
+                found.superfluous.push(Superfluous::Stub(number));
+            }
+        }
+    }
     for number in numbers {
+        // Its stub got its name, so all of it is in the store.
+        if cold_ones.contains(&number) {
+            found.superfluous.push(Superfluous::Run(number));
+            continue;
+        }
         let Some((file, header)) = RunFile::open(dir, number, true)? else {
             let name = file_name(number);
             let len = dir.file_len(&name);
@@ -210,7 +280,7 @@ fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
             if len.map_err(|e| failed("measure", path.join(&name), e))? > PAGE {
                 found.lost.push(format!("{name} has no readable beginning"));
             }
-            found.superfluous.push(number);
+            found.superfluous.push(Superfluous::Run(number));
             continue;
         };
         if header.log_id != log_id {
@@ -233,7 +303,9 @@ fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
     for run in closed {
         let end = found.runs.last().map(|last| last.to().seq);
         match end {
-            Some(end) if run.to().seq <= end => found.superfluous.push(run.file.number),
+            Some(end) if run.to().seq <= end => {
+                found.superfluous.push(Superfluous::from(&run));
+            }
             Some(end) if run.from.seq != end => {
                 found.break_chain(run.from.epoch);
                 found.runs.push(run);
@@ -249,7 +321,7 @@ fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
             found
                 .lost
                 .push(format!("{name} does not belong to what is kept"));
-            found.superfluous.push(file.number);
+            found.superfluous.push(Superfluous::Run(file.number));
             continue;
         }
         if end.is_some_and(|end| header.from.seq != end) {
@@ -265,12 +337,29 @@ fn sort_out(dir: &LogDir, log_id: LogId) -> Result<Found, HistoryError> {
     Ok(found)
 }
 
+/// The cold run that a stub stands for. None: the stub is damaged.
+fn cold_run(
+    dir: &LogDir,
+    number: u64,
+    log_id: LogId,
+    cold: &Arc<Cold>,
+) -> Result<Option<ClosedRun>, HistoryError> {
+    let Some(stub) = Stub::open(dir, number, State::Whole)? else {
+        return Ok(None);
+    };
+    let header = stub.header;
+    if header.log_id != log_id {
+        let dir = dir.path().to_owned();
+        return Err(HistoryError::OtherLog { dir });
+    }
+    ClosedRun::of(&Arc::new(RunFile::cold(dir, stub, cold)), &header)
+}
+
 impl Found {
     /// Something is missing before `epoch`: what lies before it can't be read any more.
     fn break_chain(&mut self, epoch: Epoch) {
         let runs = std::mem::take(&mut self.runs);
-        self.superfluous
-            .extend(runs.iter().map(|run| run.file.number));
+        self.superfluous.extend(runs.iter().map(Superfluous::from));
         self.lost.push(format!(
             "a run before epoch {epoch} is missing: what was kept before it is gone"
         ));

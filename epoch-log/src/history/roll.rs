@@ -49,6 +49,7 @@ pub fn begin(
             path,
             number,
             salt: header.salt,
+            away: None,
         }),
         from,
         steps: Vec::new(),

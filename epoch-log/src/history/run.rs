@@ -1,15 +1,18 @@
-//! Files of a history: reading what was saved, verified each time. Knows the bytes of a run and nothing of what they are for.
+//! Files of a history: reading what was saved, verified each time, also where the payload lies elsewhere. Knows the bytes of a run and nothing
+//! of what they are for.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::HistoryError;
+use super::cold::{self, Cold, Objects, Stub};
 use super::format::{
     Boundary, Entry, Fixed, PAGE_LEN, Piece, RunHeader, Step, Table, Trailer, decode_page,
     payload_sum, per_page,
 };
 use crate::disk::{LogDir, LogFile};
+use crate::format::LogId;
 
 const SUFFIX: &str = ".run";
 
@@ -24,10 +27,19 @@ pub fn number_of(name: &str) -> Option<u64> {
     (digits.len() == 16).then(|| digits.parse().ok()).flatten()
 }
 
+/// Where the payload of a run is that is cold.
+#[derive(Debug)]
+pub struct Away {
+    /// The objects.
+    pub objects: Objects,
+    /// The way to them.
+    pub cold: Arc<Cold>,
+}
+
 /// The open file of a run.
 #[derive(Debug)]
 pub struct RunFile {
-    /// The file.
+    /// The file; of a cold run its stub.
     pub file: LogFile,
     /// Its place, for messages.
     pub path: PathBuf,
@@ -35,9 +47,30 @@ pub struct RunFile {
     pub number: u64,
     /// Seed of its checksums.
     pub salt: u64,
+    /// The run is cold.
+    pub away: Option<Away>,
 }
 
 impl RunFile {
+    /// The run that a stub in `dir` stands for.
+    pub fn cold(dir: &LogDir, stub: Stub, cold: &Arc<Cold>) -> Self {
+        let Stub {
+            file,
+            header,
+            objects,
+        } = stub;
+        Self {
+            path: dir.path().join(file.name()),
+            file,
+            number: objects.number,
+            salt: header.salt,
+            away: Some(Away {
+                objects,
+                cold: Arc::clone(cold),
+            }),
+        }
+    }
+
     /// Opens run `number` of `dir`, and reads how it begins. None: it has no whole header.
     pub fn open(
         dir: &LogDir,
@@ -64,13 +97,17 @@ impl RunFile {
                 path,
                 number,
                 salt,
+                away: None,
             };
             (file, header)
         }))
     }
 
-    /// Length in bytes.
+    /// Length of the run in bytes.
     pub fn len(&self) -> Result<u64, HistoryError> {
+        if let Some(away) = &self.away {
+            return Ok(away.objects.len);
+        }
         self.file
             .len()
             .map_err(|e| failed("measure", self.path.clone(), e))
@@ -78,11 +115,27 @@ impl RunFile {
 
     /// Fills `buffer`; false if the file ends before.
     pub fn fill(&self, buffer: &mut [u8], offset: u64) -> Result<bool, HistoryError> {
+        let offset = match &self.away {
+            Some(away) if offset < away.objects.tail => {
+                away.cold.read(&away.objects, offset, buffer)?;
+                return Ok(true);
+            }
+            Some(away) => cold::place(&away.objects, offset),
+            None => offset,
+        };
         let got = self
             .file
             .read_at(buffer, offset)
             .map_err(|e| failed("read", self.path.clone(), e))?;
         Ok(got == buffer.len())
+    }
+
+    /// The same where the file must not end.
+    pub fn fill_whole(&self, buffer: &mut [u8], offset: u64) -> Result<(), HistoryError> {
+        if self.fill(buffer, offset)? {
+            return Ok(());
+        }
+        Err(self.damaged(offset, "it is cut off"))
     }
 
     /// Fills `buffer` with what `entry` holds from byte `start` of the disk on.
@@ -115,6 +168,21 @@ impl RunFile {
         if self.fill(payload, entry.place)? && payload_sum(payload, self.salt) == entry.sum {
             return Ok(());
         }
+        if let Some(away) = &self.away {
+            // It may have been damaged on its way, and would stay so.
+            let Away { objects, cold } = away;
+            cold.forget(objects, entry.place, u64::from(entry.len));
+            cold.read(objects, entry.place, payload)?;
+            if payload_sum(payload, self.salt) == entry.sum {
+                return Ok(());
+            }
+            cold.forget(objects, entry.place, u64::from(entry.len));
+            return Err(HistoryError::Damaged {
+                file: objects.names(cold.log_id(), entry.place, entry.len).into(),
+                offset: objects.part_at(entry.place).1,
+                what: "what is in cold storage does not match its checksum",
+            });
+        }
         Err(self.damaged(entry.place, "saved data does not match its checksum"))
     }
 
@@ -145,7 +213,7 @@ pub struct ClosedRun {
     pub from: Boundary,
     /// How thin it is.
     pub tier: u32,
-    /// Length of the file, in bytes.
+    /// Length of the run, in bytes.
     pub bytes: u64,
     trailer: Trailer,
 }
@@ -176,6 +244,45 @@ impl ClosedRun {
             bytes,
             trailer,
         }))
+    }
+
+    /// What its file takes here, in bytes.
+    pub fn local_bytes(&self) -> u64 {
+        match &self.file.away {
+            Some(away) => cold::len(&away.objects),
+            None => self.bytes,
+        }
+    }
+
+    /// What it takes in the cold store, in bytes.
+    pub fn cold_bytes(&self) -> u64 {
+        if self.is_cold() { self.bytes } else { 0 }
+    }
+
+    /// Its payload is in the cold store.
+    pub fn is_cold(&self) -> bool {
+        self.file.away.is_some()
+    }
+
+    /// What it begins with.
+    pub fn header(&self, log_id: LogId) -> RunHeader {
+        RunHeader {
+            log_id,
+            salt: self.file.salt,
+            tier: self.tier,
+            from: self.from,
+        }
+    }
+
+    /// Where its tables begin: no payload lies behind.
+    pub fn tables_begin(&self) -> u64 {
+        let Trailer {
+            steps,
+            entries,
+            index,
+            ..
+        } = self.trailer;
+        steps.offset.min(entries.offset).min(index.offset)
     }
 
     /// Where it ends.

@@ -1,15 +1,17 @@
 //! Reading every byte of a history and checking it, without changing or locking anything. It may be in use: what is being written just then
-//! is left out.
+//! is left out. What is cold is read as well if it is said where.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::HistoryError;
+use super::cold::{self, Cold, ColdStore, Objects, State, Stub};
 use super::format::Entry;
 use super::open::{read_batch, start_of};
-use super::run::{ClosedRun, RunFile, file_name, number_of};
+use super::run::{Away, ClosedRun, RunFile, failed, file_name, number_of};
 use crate::disk::LogDir;
 
 /// What a history is worth.
@@ -21,25 +23,52 @@ pub struct HistoryVerdict {
     pub ranges: u64,
     /// Bytes of old content.
     pub bytes: u64,
+    /// Of these files, those whose old content is in cold storage.
+    #[serde(default)]
+    pub cold_runs: u64,
+    /// That was read, too.
+    #[serde(default)]
+    pub cold_read: bool,
     /// What does not match its checksum, each in one sentence.
     pub damages: Vec<String>,
 }
 
-/// Reads all of the history in `dir`. None: there is none.
+/// Reads all of the history in `dir`, and with `cold` what lies there. None: there is none.
 ///
 /// # Errors
-/// [`HistoryError::Io`].
-pub fn verify(dir: &Path) -> Result<Option<HistoryVerdict>, HistoryError> {
+/// [`HistoryError::Io`]; [`HistoryError::Cold`] if the store does not answer.
+pub fn verify(
+    dir: &Path,
+    cold: Option<Arc<dyn ColdStore>>,
+) -> Result<Option<HistoryVerdict>, HistoryError> {
     let Ok(log_dir) = LogDir::open(dir) else {
         return Ok(None);
     };
     let names = log_dir
         .names()
-        .map_err(|e| super::run::failed("list", dir.to_owned(), e))?;
+        .map_err(|e| failed("list", dir.to_owned(), e))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     numbers.sort_unstable();
-    let mut verdict = HistoryVerdict::default();
+    let mut verdict = HistoryVerdict {
+        cold_read: cold.is_some(),
+        ..HistoryVerdict::default()
+    };
     let (mut newest, mut open) = (0, Vec::new());
+    for (number, state) in names.iter().filter_map(|name| cold::number_of(name)) {
+        if state != State::Whole {
+            continue;
+        }
+        match look_at_stub(&log_dir, number, cold.as_ref(), &mut verdict) {
+            Ok(to) => {
+                verdict.runs += 1;
+                verdict.cold_runs += 1;
+                newest = newest.max(to.unwrap_or(0));
+            }
+            Err(error @ HistoryError::Damaged { .. }) => verdict.damages.push(error.to_string()),
+            Err(error) if is_gone(&error) => {}
+            Err(other) => return Err(other),
+        }
+    }
     for number in numbers {
         match look(&log_dir, number, &mut verdict) {
             Ok(found) => {
@@ -54,9 +83,7 @@ pub fn verify(dir: &Path) -> Result<Option<HistoryVerdict>, HistoryError> {
                 }
             }
             Err(error @ HistoryError::Damaged { .. }) => verdict.damages.push(error.to_string()),
-            // It was trimmed meanwhile.
-            Err(HistoryError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if is_gone(&error) => {}
             Err(other) => return Err(other),
         }
     }
@@ -66,6 +93,11 @@ pub fn verify(dir: &Path) -> Result<Option<HistoryVerdict>, HistoryError> {
             .push(format!("{} has no readable end", file_name(*number)));
     }
     Ok(Some(verdict))
+}
+
+/// It was trimmed, or moved, meanwhile.
+fn is_gone(error: &HistoryError) -> bool {
+    matches!(error, HistoryError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// What a file is, by the numbers of its boundaries.
@@ -99,20 +131,106 @@ fn look(dir: &LogDir, number: u64, verdict: &mut HistoryVerdict) -> Result<Found
             from: header.from.seq,
         });
     };
+    let entries = look_at_tables(&run)?;
+    look_at_payload(&file, &entries, |_| true, verdict)?;
+    count(&entries, verdict);
+    Ok(Found::Closed { to: run.to().seq })
+}
+
+fn look_at_tables(run: &ClosedRun) -> Result<Vec<Entry>, HistoryError> {
     run.steps()?;
     run.check_index()?;
-    let entries = run.entries(0, run.entries_count())?;
+    run.entries(0, run.entries_count())
+}
+
+/// Reads what entries hold that are `wanted`.
+fn look_at_payload(
+    file: &RunFile,
+    entries: &[Entry],
+    wanted: impl Fn(&Entry) -> bool,
+    verdict: &mut HistoryVerdict,
+) -> Result<(), HistoryError> {
     let mut payload = Vec::new();
-    for entry in entries.iter().filter(|entry| !entry.is_zero()) {
-        if let Err(error) = file.payload(entry, &mut payload) {
-            match error {
-                HistoryError::Damaged { .. } => verdict.damages.push(error.to_string()),
-                other => return Err(other),
-            }
+    let with_data = entries.iter().filter(|entry| !entry.is_zero());
+    for entry in with_data.filter(|entry| wanted(entry)) {
+        match file.payload(entry, &mut payload) {
+            Ok(()) => {}
+            Err(error @ HistoryError::Damaged { .. }) => verdict.damages.push(error.to_string()),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(())
+}
+
+/// Looks at the stub of a cold run, and at what it stands for if it is said where that is. Returns the boundary at which it ends.
+fn look_at_stub(
+    dir: &LogDir,
+    number: u64,
+    store: Option<&Arc<dyn ColdStore>>,
+    verdict: &mut HistoryVerdict,
+) -> Result<Option<u64>, HistoryError> {
+    let mut damaged = || {
+        let name = cold::file_name(number, State::Whole);
+        verdict.damages.push(format!("{name} is damaged"));
+    };
+    let Some(stub) = Stub::open(dir, number, State::Whole)? else {
+        damaged();
+        return Ok(None);
+    };
+    let header = stub.header;
+    let way = Arc::new(Cold::new(header.log_id));
+    let file = Arc::new(RunFile::cold(dir, stub, &way));
+    let Some(run) = ClosedRun::of(&file, &header)? else {
+        damaged();
+        return Ok(None);
+    };
+    let entries = look_at_tables(&run)?;
+    if let (Some(store), Some(Away { objects, .. })) = (store, &file.away) {
+        way.connect(Arc::clone(store));
+        let missing = missing(&way, objects)?;
+        // It may have been trimmed since its name was read.
+        if missing.is_empty() || Stub::open(dir, number, State::Whole)?.is_some() {
+            let there = |entry: &Entry| {
+                let last = entry.place.saturating_add(u64::from(entry.len) - 1);
+                let mut parts = objects.part_at(entry.place).0..=objects.part_at(last).0;
+                !parts.any(|part| missing.iter().any(|(other, _)| *other == part))
+            };
+            look_at_payload(&file, &entries, there, verdict)?;
+            verdict
+                .damages
+                .extend(missing.into_iter().map(|(_, what)| what));
         }
     }
     count(&entries, verdict);
-    Ok(Found::Closed { to: run.to().seq })
+    Ok(Some(run.to().seq))
+}
+
+/// Which objects are not there, or not as long as they have to be, each in one sentence.
+fn missing(way: &Cold, objects: &Objects) -> Result<Vec<(u64, String)>, HistoryError> {
+    let mut missing = Vec::new();
+    for part in 0..objects.parts() {
+        match way.check(objects, part) {
+            Ok(()) => {}
+            Err(HistoryError::Cold {
+                object,
+                place,
+                source,
+                ..
+            }) if matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+            ) =>
+            {
+                let what = match source.kind() {
+                    io::ErrorKind::NotFound => "is missing",
+                    _ => "has another length than what was put",
+                };
+                missing.push((part, format!("the object {object}{place} {what}")));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(missing)
 }
 
 fn count(entries: &[Entry], verdict: &mut HistoryVerdict) {

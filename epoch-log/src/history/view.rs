@@ -5,12 +5,17 @@
 //! looks at what is saved, reads the image for the rest, and looks once more: what was not saved by then had not been changed either
 //! when it was read.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::live::{Kept, Point};
+use super::run::Away;
 use super::sources::{Found, Sources};
 use super::{History, HistoryError};
+
+/// A disk is looked through in steps of so many bytes.
+const STEP: u64 = 256 << 20;
 
 /// One point in time. It is kept as long as the view is.
 #[derive(Debug)]
@@ -121,6 +126,37 @@ impl View {
             }
         }
         Ok(changed)
+    }
+
+    /// Makes sure that the cold store answers, and has all that is needed to read what changed after this point on disks of these sizes. Reads
+    /// nothing of it.
+    ///
+    /// # Errors
+    /// [`HistoryError::Cold`]; [`HistoryError::Damaged`], [`HistoryError::Io`].
+    pub fn check_cold(&self, sizes: &[u64]) -> Result<(), HistoryError> {
+        let mut seen = BTreeSet::new();
+        for (disk, size) in (0_u16..).zip(sizes) {
+            let mut at = 0;
+            while at < *size {
+                let end = at.saturating_add(STEP).min(*size);
+                let mut found = Vec::new();
+                self.find(disk, &mut vec![(at, end)], &mut found)?;
+                for found in found.iter().filter(|found| !found.entry.is_zero()) {
+                    let Some(Away { objects, cold }) = &found.file.away else {
+                        continue;
+                    };
+                    let entry = &found.entry;
+                    let last = entry.place.saturating_add(u64::from(entry.len) - 1);
+                    for part in objects.part_at(entry.place).0..=objects.part_at(last).0 {
+                        if seen.insert((objects.number, part)) {
+                            cold.check(objects, part)?;
+                        }
+                    }
+                }
+                at = end;
+            }
+        }
+        Ok(())
     }
 
     /// Which parts of a range are known to have held zeros: in order, neighbours joined.

@@ -4,8 +4,18 @@ use std::path::PathBuf;
 
 use clap::Args;
 use nbd_server::group::history::Point;
+use nbd_server::storage::objects::Place;
 
-use super::ControlArgs;
+use super::{ControlArgs, LogArgs};
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Read what is in cold storage as well: s3://BUCKET/PREFIX or a directory, as [group.history.cold] has it.
+    #[arg(long, value_name = "PLACE")]
+    pub cold: Option<Place>,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {

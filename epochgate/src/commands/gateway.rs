@@ -31,6 +31,7 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
 
 /// Serves until SIGTERM or SIGINT, and reads `file` again at SIGHUP. Shared with `epochgate serve`, which has no file.
 pub(crate) fn serve(config: &GatewayConfig, file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    runtime::allow_many_files();
     // Before anything is served: a signal that comes early must not be missed.
     let runtime = runtime::tokio()?;
     let mut stop = runtime.block_on(async { runtime::stop_signals() })?;

@@ -48,12 +48,19 @@ pub(crate) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         let status = &all.status;
         writeln!(
             out,
-            "about {} points since {} (epoch {}), {} in {} files{}",
+            "about {} points since {} (epoch {}), {} in {} files{}{}",
             status.points,
             rfc3339(status.oldest_time_ms),
             status.oldest,
             bytes(status.bytes),
             status.runs,
+            match status.cold_runs {
+                0 => String::new(),
+                runs => format!(
+                    " and {} of {runs} of them in cold storage",
+                    bytes(status.cold_bytes)
+                ),
+            },
             if all.more.is_some() {
                 "; there are later ones"
             } else {

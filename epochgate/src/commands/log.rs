@@ -3,13 +3,15 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use epoch_log::history::{self, HistoryVerdict};
 use epoch_log::inspect::{self, Report, Verdict};
 
-use nbd_server::group::history::DIRECTORY;
+use nbd_server::group::history::{ColdObjects, DIRECTORY};
 
+use crate::cli::history::VerifyArgs;
 use crate::cli::{LogArgs, RebindArgs};
 use crate::commands::log_recover;
 use crate::config_file;
@@ -26,9 +28,12 @@ pub(crate) fn inspect(args: &LogArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn verify(args: &LogArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let cold = args.cold.clone();
+    let args = &args.log;
     let verdict = inspect::verify(&args.log).map_err(explain)?;
-    let history = history::verify(&args.log.join(DIRECTORY))?;
+    let cold = cold.map(|place| Arc::new(ColdObjects::new(place)) as _);
+    let history = history::verify(&args.log.join(DIRECTORY), cold)?;
     if args.json {
         let mut all = serde_json::to_value(&verdict)?;
         if let (Some(object), Some(history)) = (all.as_object_mut(), &history) {
@@ -160,6 +165,17 @@ fn print_history(history: &HistoryVerdict) {
             bytes(history.bytes),
             history.runs
         );
+        if history.cold_runs > 0 {
+            println!(
+                "{} of them are in cold storage{}",
+                history.cold_runs,
+                if history.cold_read {
+                    ", and that was read, too"
+                } else {
+                    ", which was not read: --cold does that"
+                }
+            );
+        }
     } else {
         println!(
             "         Points before the damage can't be read where it lies. The disks are not touched by it."

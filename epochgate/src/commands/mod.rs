@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod backup;
 mod bench_checkpoint;
 mod bench_commit;
 mod bench_database;
@@ -27,6 +28,7 @@ mod switchover;
 
 use std::process::ExitCode;
 
+use crate::cli::backup::BackupCommand;
 use crate::cli::clone::CloneCommand;
 use crate::cli::memory::MemoryCommand;
 use crate::cli::{BenchCommand, Command, ExportCommand, LogCommand};
@@ -45,6 +47,12 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(ExportCommand::Add(args)) => export::add(&args),
         Command::Export(ExportCommand::Remove(args)) => export::remove(&args),
         Command::Export(ExportCommand::Resize(args)) => export::resize(&args),
+        Command::Backup(BackupCommand::Create(args)) => backup::create(&args),
+        Command::Backup(BackupCommand::List(args)) => backup::list(&args),
+        Command::Backup(BackupCommand::Verify(args)) => backup::verify(&args),
+        Command::Backup(BackupCommand::Restore(args)) => backup::restore(&args),
+        Command::Backup(BackupCommand::Remove(args)) => backup::remove(&args),
+        Command::Backup(BackupCommand::Prune(args)) => backup::prune(&args),
         Command::Clone(CloneCommand::List(args)) => clone::list(&args),
         Command::Clone(CloneCommand::Add(args)) => clone::add(&args),
         Command::Clone(CloneCommand::Remove(args)) => clone::remove(&args),

@@ -206,8 +206,12 @@ fn print_group(group: &GroupStatus) {
         } else {
             format!(", pins: {}", pins.join(", "))
         };
+        let cold = match history.cold_bytes {
+            0 => String::new(),
+            cold => format!(" and {} in cold storage", bytes(cold)),
+        };
         println!(
-            "    history since {} (epoch {}), {}{pins}",
+            "    history since {} (epoch {}), {}{cold}{pins}",
             rfc3339(history.oldest_time_ms),
             history.oldest,
             bytes(history.bytes)

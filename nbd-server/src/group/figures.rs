@@ -32,6 +32,8 @@ pub struct Figures {
     pub log_bytes: u64,
     /// What the files of the history take; 0 without one.
     pub history_bytes: u64,
+    /// What the history takes in cold storage; 0 without one.
+    pub history_cold_bytes: u64,
     /// The oldest epoch that can be gone back to; 0 without a history.
     pub history_oldest: u64,
 }
@@ -57,6 +59,7 @@ impl Group {
             applied: barriers.applied().0,
             log_bytes,
             history_bytes: history.as_ref().map_or(0, |history| history.bytes),
+            history_cold_bytes: history.as_ref().map_or(0, |history| history.cold_bytes),
             history_oldest: history.as_ref().map_or(0, |history| history.oldest.0),
             ..Figures::default()
         };

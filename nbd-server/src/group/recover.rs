@@ -7,7 +7,7 @@ use epoch_log::history::{Anchor, History, HistoryError, Options as HistoryOption
 use epoch_log::storage::Storage;
 use epoch_log::{Epoch, EpochLog, LogError, Mode};
 
-use super::history::{self, GroupHistory, Rewound, now_ms};
+use super::history::{self, ColdSide, GroupHistory, Rewound, now_ms};
 use super::image::Image;
 use super::open::{
     GroupConfig, GroupMode, LogPlace, OpenError, Progress, check, identities, log_options,
@@ -41,6 +41,11 @@ impl GroupConfig {
             group: self.name.clone(),
             what: "it keeps no history; add [group.history] to its configuration".to_owned(),
         })?;
+        // What it takes from cold storage must be there: half-way is no place to stay.
+        let sizes: Vec<u64> = images.iter().map(Image::size).collect();
+        let view = history.past.view(to);
+        let there = view.and_then(|view| view.check_cold(&sizes));
+        there.map_err(|source| history_error(self, source))?;
         let marked = history.past.begin_rewind(to);
         marked.map_err(|source| history_error(self, source))?;
         let rewound = go_on_rewinding(self, &images, &mut log, &history)?;
@@ -206,9 +211,19 @@ fn open_history(
     for lost in &opened.lost {
         tracing::error!(group = config.name, "the history is damaged: {lost}");
     }
+    let cold = ColdSide::of(wanted);
+    match &cold {
+        Some(cold) => past.use_cold(Arc::clone(&cold.store) as _),
+        None if past.status().cold_runs > 0 => tracing::warn!(
+            group = config.name,
+            "a part of the history is in cold storage and can't be read: [group.history.cold] is missing"
+        ),
+        None => {}
+    }
     Ok(Some(GroupHistory {
         past,
         retention: wanted.retention(),
+        cold,
     }))
 }
 

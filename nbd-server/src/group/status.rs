@@ -57,7 +57,13 @@ impl Group {
         let disks = self.shared.disks.iter();
         let below = disks.filter_map(|disk| disk.image.trouble());
         let said = self.shared.last_error().into_iter();
-        let all: Vec<String> = said.chain(self.place.trouble()).chain(below).collect();
+        let cold = self.history().and_then(|history| history.cold.as_ref());
+        let cold = cold.and_then(|cold| cold.trouble());
+        let all: Vec<String> = said
+            .chain(self.place.trouble())
+            .chain(below)
+            .chain(cold)
+            .collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

@@ -232,7 +232,7 @@ impl Encoder<'_> {
     fn groups(&mut self, groups: &[GroupFigures]) -> fmt::Result {
         let bytes = Some(&Unit::Bytes);
         type Value = fn(&Figures) -> u64;
-        let gauges: [(&str, &str, Option<&Unit>, Value); 12] = [
+        let gauges: [(&str, &str, Option<&Unit>, Value); 13] = [
             (
                 "group_generation",
                 "Rises each time the disks change hands",
@@ -289,6 +289,12 @@ impl Encoder<'_> {
                 "What the history takes on its disk",
                 bytes,
                 |f| f.history_bytes,
+            ),
+            (
+                "group_history_cold",
+                "What the history takes in cold storage",
+                bytes,
+                |f| f.history_cold_bytes,
             ),
             (
                 "group_history_oldest_epoch",

@@ -6,6 +6,8 @@
 //!   image, nfs::dir ─▶ volume (what is not flushed is kept) ─▶ remote (nfs::file, nbd) ─▶ link (one connection, made again) ─▶ stream
 //! ```
 //!
+//! Beside that, [`objects`] is storage for whole objects, a directory or a bucket: backups lie there.
+//!
 //! A server that stalls, restarts or loses an export: requests wait and are sent again, see `docs/storage.md`.
 
 mod image;
@@ -13,6 +15,7 @@ mod kept;
 mod link;
 mod nbd;
 mod nfs;
+pub mod objects;
 mod place;
 mod remote;
 mod stream;

@@ -261,7 +261,7 @@ fn patience(key: &str, value: &str) -> Result<Option<Duration>, String> {
     Ok((ms > 0).then(|| Duration::from_millis(ms)))
 }
 
-fn unescape(text: &str) -> Result<String, String> {
+pub(super) fn unescape(text: &str) -> Result<String, String> {
     let wrong = || format!("'{text}' has a % that is not followed by two hexadecimal digits");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

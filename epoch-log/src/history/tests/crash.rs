@@ -1,20 +1,27 @@
 //! The power goes before any change of a file, in many of the ways in which it can, and nothing that is kept reads otherwise. Damage is
 //! noticed, and costs no more than it has to.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::super::{HistoryError, Retention, Tier, verify};
-use super::model::{Group, Write};
+use super::super::cold::{State, Stub, number_of};
+use super::super::{HistoryError, Options, Retention, Tier, verify};
+use super::model::{Group, TINY, Write};
+use super::store::{Event, Objects, Store};
 use crate::Epoch;
+use crate::disk::LogDir;
 use crate::faults;
 use crate::tests::forgetful::{Disk, selections};
 use crate::tests::model::{restore, scratch};
 
 /// Ways to crash that are tried at each change.
 const STATES: usize = 16;
+/// Runs this old, in milliseconds, go to the cold store.
+const AFTER_MS: u64 = 150;
 
 fn epochs(seed: usize) -> Vec<Vec<Write>> {
     let write = |i: usize| {
@@ -50,8 +57,56 @@ fn moment(group: &Group, applied: u64, waiting: &[Vec<Write>]) -> Moment {
 
 #[test]
 fn no_crash_changes_what_is_kept() {
+    crash_everywhere(None, STATES);
+}
+
+/// Also what is on its way to the cold store, or there; and nothing stays there that nobody knows of.
+#[test]
+fn no_crash_changes_what_is_kept_in_cold_storage() {
+    crash_everywhere(Some(Arc::new(Store::holding(Objects::new()))), STATES / 4);
+}
+
+/// What the store may hold when the power goes before change `number` of a file: what was done until then, and of what was done since the
+/// change before, each first part.
+fn stores_at(events: &[Event], number: usize) -> Vec<Objects> {
+    let mut objects = Objects::new();
+    let mut stores = Vec::new();
+    for (changes, name, content) in events.iter().take_while(|event| event.0 <= number) {
+        if *changes == number {
+            stores.push(objects.clone());
+        }
+        match content {
+            Some(content) => objects.insert(name.clone(), content.clone()),
+            None => objects.remove(name),
+        };
+    }
+    stores.push(objects);
+    stores
+}
+
+/// The store holds what the stubs name and nothing else.
+fn check_store(group: &Group, what: &str) {
+    let Some(store) = &group.store else { return };
+    let dir = LogDir::open(&group.dir).unwrap();
+    let mut named = BTreeSet::new();
+    for (number, state) in dir
+        .names()
+        .unwrap()
+        .iter()
+        .filter_map(|name| number_of(name))
+    {
+        assert_eq!(state, State::Whole, "{number}: {what}");
+        let objects = Stub::open(&dir, number, state).unwrap().unwrap().objects;
+        named.extend((0..objects.parts()).map(|part| objects.name([7; 16], part)));
+    }
+    let held: BTreeSet<String> = store.names().into_iter().collect();
+    assert_eq!(held, named, "{what}");
+}
+
+/// A life of a group, and every crash in it; with a store, old runs go there.
+fn crash_everywhere(store: Option<Arc<Store>>, states: usize) {
     let retention = Retention {
-        age_ms: 2000,
+        age_ms: if store.is_some() { 800 } else { 2000 },
         bytes: u64::MAX,
         min_free: 0,
         tiers: vec![Tier {
@@ -62,6 +117,20 @@ fn no_crash_changes_what_is_kept() {
     let dir = scratch();
     faults::start(None);
     let mut group = Group::new(dir.path());
+    group.store = store.clone();
+    // Small ones, so that many of them move.
+    let run_entries = if store.is_some() {
+        20
+    } else {
+        TINY.run_entries
+    };
+    let options = Options {
+        run_entries,
+        object_bytes: 6_000,
+        ..TINY
+    };
+    group.options = options;
+    group.open().unwrap();
     let mut moments = Vec::new();
     for round in 0..40 {
         let waiting = epochs(round);
@@ -84,9 +153,21 @@ fn no_crash_changes_what_is_kept() {
             group.time += 100;
             while !group.maintain(&retention).is_nothing() {}
             moments.push(moment(&group, group.applied, &[]));
+            if store.is_some() {
+                group.cool(AFTER_MS, &retention);
+                moments.push(moment(&group, group.applied, &[]));
+            }
         }
     }
     let changes = faults::stop();
+    check_store(&group, "without a crash");
+    let events = store.map(|store| std::mem::take(&mut *store.events.lock().unwrap()));
+    let removed = |event: &Event| event.2.is_none();
+    assert!(
+        events
+            .iter()
+            .all(|all| all.len() > 30 && all.iter().any(removed))
+    );
     let (epochs, time) = (group.epochs, group.time);
     let mut disk = Disk::default();
     let mut random = StdRng::seed_from_u64(11);
@@ -103,13 +184,23 @@ fn no_crash_changes_what_is_kept() {
             if reached.is_empty() {
                 reached.extend(moments[..at].last());
             }
-            for kept in selections(disk.parts(), STATES, &mut random) {
-                let files = disk.after_crash(&kept);
+            let stores = match &events {
+                Some(events) => stores_at(events, number).into_iter().map(Some).collect(),
+                None => vec![None],
+            };
+            for (at, kept) in selections(disk.parts(), states, &mut random)
+                .iter()
+                .enumerate()
+            {
+                let files = disk.after_crash(kept);
                 for moment in &reached {
                     let left = restore(&files);
+                    let store = stores[at % stores.len()].clone();
                     let mut group = Group {
                         dir: left.path().to_owned(),
                         history: None,
+                        options,
+                        store: store.map(|objects| Arc::new(Store::holding(objects))),
                         images: moment.images.clone(),
                         committed: moment.committed,
                         applied: moment.applied,
@@ -127,6 +218,10 @@ fn no_crash_changes_what_is_kept() {
                     assert!(group.history().pins().len() >= moment.pins, "{what}");
                     group.epochs.split_off(&(group.applied + 1));
                     group.run(&self::epochs(99));
+                    if group.store.is_some() {
+                        group.cool(AFTER_MS, &retention);
+                        check_store(&group, &what);
+                    }
                     group.check();
                     tried += 1;
                 }
@@ -134,7 +229,8 @@ fn no_crash_changes_what_is_kept() {
         }
         disk.act(change);
     }
-    assert!(tried > 2000, "only {tried} crashes were tried");
+    let least = if events.is_some() { 900 } else { 2000 };
+    assert!(tried > least, "only {tried} crashes were tried");
 }
 
 fn filled(dir: &std::path::Path) -> Group {
@@ -168,17 +264,19 @@ fn damage_is_never_taken_for_content() {
     );
     drop(group);
     let files = crate::tests::model::snapshot(dir.path());
-    let whole = verify(dir.path()).unwrap().unwrap();
+    let whole = verify(dir.path(), None).unwrap().unwrap();
     assert!(whole.damages.is_empty() && whole.ranges > 100, "{whole:?}");
     let mut noticed = 0;
     for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".run")) {
         for at in (0..bytes.len() as u64).step_by(1237) {
             let left = restore(&files);
             flip(&left.path().join(name), at);
-            let verdict = verify(left.path()).unwrap().unwrap();
+            let verdict = verify(left.path(), None).unwrap().unwrap();
             let mut group = Group {
                 dir: left.path().to_owned(),
                 history: None,
+                options: TINY,
+                store: None,
                 images: images.clone(),
                 committed: applied,
                 applied,

@@ -1,5 +1,7 @@
 //! Histories against a model that keeps every epoch whole.
 
+mod cold;
 mod crash;
 mod model;
 mod random;
+mod store;

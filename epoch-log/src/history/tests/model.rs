@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::super::{Anchor, History, HistoryError, Maintained, Opened, Options, Retention, View};
+use super::super::{
+    Anchor, ColdStore, Cooling, History, HistoryError, Maintained, Opened, Options, Retention, View,
+};
+use super::store::Store;
 use crate::Epoch;
 use crate::storage::directory;
 
@@ -15,6 +18,7 @@ pub const SIZE: usize = 6000;
 pub const TINY: Options = Options {
     run_bytes: 48 << 10,
     run_entries: 60,
+    object_bytes: 20_000,
 };
 
 /// A range of a disk, and the byte that it is filled with.
@@ -23,6 +27,9 @@ pub type Write = (u16, usize, usize, u8);
 pub struct Group {
     pub dir: PathBuf,
     pub history: Option<Arc<History>>,
+    pub options: Options,
+    /// Where what is old goes, if it goes anywhere.
+    pub store: Option<Arc<Store>>,
     pub images: Vec<Vec<u8>>,
     pub committed: u64,
     pub applied: u64,
@@ -36,6 +43,8 @@ impl Group {
         let mut group = Self {
             dir: dir.to_owned(),
             history: None,
+            options: TINY,
+            store: None,
             images: vec![vec![0; SIZE]; DISKS],
             committed: 0,
             applied: 0,
@@ -54,7 +63,11 @@ impl Group {
             applied: Epoch(self.applied),
             committed: Epoch(self.committed),
         };
-        let (history, opened) = History::open(directory(&self.dir), anchor, TINY, self.time)?;
+        let (history, opened) =
+            History::open(directory(&self.dir), anchor, self.options, self.time)?;
+        if let Some(store) = &self.store {
+            history.use_cold(Arc::clone(store) as Arc<dyn ColdStore>);
+        }
         self.history = Some(history);
         Ok(opened)
     }
@@ -113,6 +126,20 @@ impl Group {
 
     pub fn maintain(&self, retention: &Retention) -> Maintained {
         self.history().maintain(self.time, retention).unwrap()
+    }
+
+    /// Moves what is due to the store until nothing is left to do.
+    pub fn cool(&self, after_ms: u64, retention: &Retention) {
+        let cooling = Cooling {
+            after_ms,
+            above: u64::MAX,
+        };
+        let history = self.history();
+        while !history
+            .cool(self.time, &cooling, retention, &|| true)
+            .unwrap()
+            .is_nothing()
+        {}
     }
 
     /// What a view shows.

@@ -1,9 +1,13 @@
-//! Random histories: batches of epochs, restarts, crashes between saving and applying, trimming, thinning, pins, views that stay open.
+//! Random histories: batches of epochs, restarts, crashes between saving and applying, trimming, thinning, a cold store that is away now and
+//! then, pins, views that stay open.
+
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::{HistoryError, Retention, Tier};
+use super::super::{Cooling, HistoryError, Retention, Tier};
 use super::model::{DISKS, Group, SIZE, Write, sum};
+use super::store::{Objects, Store};
 use crate::Epoch;
 
 #[derive(Clone, Debug)]
@@ -14,6 +18,8 @@ enum Call {
     Reopen,
     Pass(u64),
     Maintain,
+    /// What is old goes to the store, which answers so many times.
+    Cool(u64),
     Pin(prop::sample::Index),
     Unpin(prop::sample::Index),
     Look(prop::sample::Index),
@@ -42,6 +48,7 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(Call::Reopen),
         2 => (1..3000_u64).prop_map(Call::Pass),
         4 => Just(Call::Maintain),
+        3 => prop_oneof![Just(u64::MAX), 0..12_u64].prop_map(Call::Cool),
         1 => any::<prop::sample::Index>().prop_map(Call::Pin),
         1 => any::<prop::sample::Index>().prop_map(Call::Unpin),
         1 => any::<prop::sample::Index>().prop_map(Call::Look),
@@ -80,9 +87,12 @@ proptest! {
     fn every_kept_epoch_reads_as_it_was(
         calls in prop::collection::vec(call(), 1..120),
         retention in retention(),
+        cool_after in prop_oneof![Just(0), 300..2000_u64],
     ) {
         let dir = tempfile::tempdir().unwrap();
         let mut group = Group::new(dir.path());
+        group.store = Some(Arc::new(Store::holding(Objects::new())));
+        group.open().unwrap();
         let mut open = None;
         for call in &calls {
             match call {
@@ -103,6 +113,23 @@ proptest! {
                 }
                 Call::Pass(ms) => group.time += ms,
                 Call::Maintain => while !group.maintain(&retention).is_nothing() {},
+                Call::Cool(answers) => {
+                    let store = Arc::clone(group.store.as_ref().unwrap());
+                    store.answers(*answers);
+                    let cooling = Cooling { after_ms: cool_after, above: 1 << 20 };
+                    let cool = || group.history().cool(group.time, &cooling, &retention, &|| true);
+                    loop {
+                        match cool() {
+                            Ok(cooled) if cooled.is_nothing() => break,
+                            Ok(_) => {}
+                            Err(error) => {
+                                prop_assert!(matches!(error, HistoryError::Cold { .. }), "{}", error);
+                                break;
+                            }
+                        }
+                    }
+                    store.answers(u64::MAX);
+                }
                 Call::Pin(which) => {
                     let epochs = group.check();
                     let epoch = *which.get(&epochs);

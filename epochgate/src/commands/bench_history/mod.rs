@@ -183,6 +183,7 @@ fn group(past: Past, dir: &Path, image: &Path) -> GroupConfig {
         size: Size(1 << 44),
         min_free: Size(0),
         thin: Vec::new(),
+        cold: None,
     };
     GroupConfig {
         mode: GroupMode::Async,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::cold::ColdConfig;
 use crate::group::barriers::Holds;
 use crate::group::{GroupConfig, GroupMode};
 use epoch_log::history::{Retention, Tier};
@@ -21,6 +22,9 @@ pub struct HistoryConfig {
     pub min_free: Size,
     /// From which age on one point in how much time is enough; before the first age every epoch is kept.
     pub thin: Vec<Thin>,
+    /// Where what is old goes; none: it stays where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold: Option<ColdConfig>,
 }
 
 /// From an age on, points are kept at this distance.
@@ -45,6 +49,7 @@ impl Default for HistoryConfig {
             size: Size(100 << 30),
             min_free: Size(1 << 30),
             thin: vec![thin(10 * MINUTE, SECOND), thin(DAY, MINUTE)],
+            cold: None,
         }
     }
 }
@@ -71,7 +76,7 @@ impl HistoryConfig {
                     .to_owned(),
             );
         }
-        Ok(())
+        self.cold.as_ref().map_or(Ok(()), |cold| cold.check(self))
     }
 
     /// The same for the history itself.
@@ -284,6 +289,25 @@ mod tests {
                 ..good.clone()
             };
             assert!(config.check().is_err(), "{config:?}");
+        }
+        let cold = |to: &str, after: &str| HistoryConfig {
+            cold: Some(ColdConfig {
+                to: to.to_owned(),
+                after: after.parse().unwrap(),
+                when_above: None,
+            }),
+            ..good.clone()
+        };
+        for to in ["s3://bucket/prefix", "/srv/cold"] {
+            assert_eq!(cold(to, "1d").check(), Ok(()));
+        }
+        for (to, after, why) in [
+            ("http://bucket", "1d", "s3://"),
+            ("s3://bucket", "7d", "history.age"),
+            ("s3://bucket", "6h", "thinned"),
+        ] {
+            let said = cold(to, after).check().unwrap_err();
+            assert!(said.contains(why), "{said}");
         }
     }
 }

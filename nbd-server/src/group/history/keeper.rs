@@ -1,10 +1,12 @@
-//! The thread that keeps a history in its bounds: trims and thins what is due, a little at a time. It decides nothing about what is kept.
+//! The thread that keeps a history in its bounds: trims and thins what is due, a little at a time. It decides nothing about what is kept. Where
+//! what is old goes elsewhere, another thread sees to that.
 
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::cooler::Cooler;
 use super::{GroupHistory, now_ms};
 use crate::group::error::with_sources;
 
@@ -17,6 +19,8 @@ pub struct Keeper {
     /// Dropped to stop.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Moves what is old.
+    _cooler: Option<Cooler>,
 }
 
 impl Keeper {
@@ -25,6 +29,9 @@ impl Keeper {
     /// # Errors
     /// The system has no thread to give.
     pub fn start(name: &str, history: GroupHistory) -> io::Result<Self> {
+        let cold = history.cold.clone();
+        let cooler = cold.map(|cold| Cooler::start(name, history.clone(), &cold));
+        let cooler = cooler.transpose()?;
         let (stop, stopped) = mpsc::channel::<()>();
         let group = name.to_owned();
         let run = move || {
@@ -66,6 +73,7 @@ impl Keeper {
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
+            _cooler: cooler,
         })
     }
 }

@@ -1,11 +1,13 @@
 //! The history of a group: what its images held at earlier epochs. The log of it is `epoch_log::history`; here it meets the group's disks:
 //! what is about to be applied is saved first ([`GroupHistory::save`]), old states are exported (`export`), also to be written to (`clone`),
-//! and a thread keeps it in its bounds (`keeper`).
+//! a thread keeps it in its bounds (`keeper`), and another moves what is old to a store of objects (`cooler`).
 
 mod attach;
 mod clone;
+mod cold;
 mod config;
 mod contexts;
+mod cooler;
 mod export;
 mod keeper;
 mod past_disk;
@@ -27,6 +29,7 @@ use super::shared::Cut;
 
 pub use attach::names_a_point;
 pub use clone::{CloneError, Clones, PIN_PREFIX};
+pub use cold::{ColdConfig, ColdObjects, ColdSide};
 pub use config::{HistoryConfig, Size, Span as TimeSpan, Thin};
 pub use export::HistoricExport;
 pub use keeper::Keeper;
@@ -55,6 +58,8 @@ pub struct GroupHistory {
     pub past: Arc<History>,
     /// How much of it is kept.
     pub retention: Retention,
+    /// Where its old parts go; none: nowhere.
+    pub cold: Option<Arc<ColdSide>>,
 }
 
 impl GroupHistory {
