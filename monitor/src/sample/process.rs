@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 
 use super::Values;
-use super::growth::{Growth, per};
+use super::growth::{Growth, per, single};
 use super::proc_text::{self, Stat};
 use crate::signals::Signal;
 
@@ -188,19 +188,19 @@ fn vcpu_values(vcpus: &[(u32, [u64; COUNTERS])], elapsed: f64, values: &mut Valu
         Spread::of(each.map(|grown| *grown as f64 / (elapsed * unit)))
     };
     let (run, wait) = (of(0, 1e9), of(1, 1e9));
-    values.set(Signal::VcpuRunMean, run.mean as f32);
-    values.set(Signal::VcpuRunMax, run.max as f32);
-    values.set(Signal::VcpuRunMin, run.min as f32);
-    values.set(Signal::VcpuRunSpread, run.deviation as f32);
-    values.set(Signal::VcpuWaitMean, wait.mean as f32);
-    values.set(Signal::VcpuWaitMax, wait.max as f32);
-    values.set(Signal::VcpuWaitMin, wait.min as f32);
-    values.set(Signal::VcpuWaitSpread, wait.deviation as f32);
-    values.set(Signal::VcpuSlices, of(2, 1.0).mean as f32);
+    values.set(Signal::VcpuRunMean, single(run.mean));
+    values.set(Signal::VcpuRunMax, single(run.max));
+    values.set(Signal::VcpuRunMin, single(run.min));
+    values.set(Signal::VcpuRunSpread, single(run.deviation));
+    values.set(Signal::VcpuWaitMean, single(wait.mean));
+    values.set(Signal::VcpuWaitMax, single(wait.max));
+    values.set(Signal::VcpuWaitMin, single(wait.min));
+    values.set(Signal::VcpuWaitSpread, single(wait.deviation));
+    values.set(Signal::VcpuSlices, single(of(2, 1.0).mean));
     let ticks = rustix::param::clock_ticks_per_second().max(1) as f64;
-    values.set(Signal::VcpuSystem, of(3, ticks).mean as f32);
-    values.set(Signal::VcpuSwitchVoluntary, of(4, 1.0).mean as f32);
-    values.set(Signal::VcpuSwitchInvoluntary, of(5, 1.0).mean as f32);
+    values.set(Signal::VcpuSystem, single(of(3, ticks).mean));
+    values.set(Signal::VcpuSwitchVoluntary, single(of(4, 1.0).mean));
+    values.set(Signal::VcpuSwitchInvoluntary, single(of(5, 1.0).mean));
 }
 
 /// How values are spread; all 0 if there are none.
@@ -237,7 +237,11 @@ impl Spread {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
     use std::time::{Duration, Instant};
 
     use super::*;

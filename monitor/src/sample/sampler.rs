@@ -199,8 +199,7 @@ impl Sampler {
         let elapsed = since.unwrap_or(LIMIT).as_secs_f64().max(1e-3);
         let mut values = Values::MISSING;
         let status = self.find().await;
-        let checkpoints = status.as_ref().is_some_and(Status::takes_checkpoints);
-        self.ask_qemu(checkpoints, elapsed, &mut values).await;
+        // First what is there at once: its time must not depend on who answers late.
         if let Some(pid) = self.pid {
             let known = Known {
                 pid,
@@ -217,9 +216,6 @@ impl Sampler {
                 self.qemu.ask_for_vcpus();
             }
         }
-        if let Some(gateway) = &mut self.gateway {
-            gateway.sample(elapsed, LIMIT, &mut values).await;
-        }
         let activity = status.as_ref().and_then(|status| status.activity.as_ref());
         let watched = self.watch.as_ref().and_then(DirtyWatch::latest);
         self.dirty.sample(
@@ -230,6 +226,11 @@ impl Sampler {
         self.output.sample(activity, &mut values);
         self.own_gate(elapsed, &mut values);
         self.host.sample(elapsed, &mut values);
+        let checkpoints = status.as_ref().is_some_and(Status::takes_checkpoints);
+        self.ask_qemu(checkpoints, elapsed, &mut values).await;
+        if let Some(gateway) = &mut self.gateway {
+            gateway.sample(elapsed, LIMIT, &mut values).await;
+        }
         let at_ms = millis(now - self.began);
         Sample {
             at_ms,
