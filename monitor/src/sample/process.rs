@@ -42,7 +42,8 @@ pub(crate) struct Known<'a> {
 
 impl Process {
     /// Fills in what can be had. `elapsed` is the time since the last sample, in seconds.
-    pub(crate) fn sample(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) {
+    /// Says whether the process is there.
+    pub(crate) fn sample(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) -> bool {
         if self.pid != known.pid {
             let text = std::mem::take(&mut self.text);
             *self = Process {
@@ -51,8 +52,19 @@ impl Process {
                 ..Process::default()
             };
         }
-        self.memory(known, elapsed, values);
+        let stat = self.read("stat").and_then(proc_text::stat);
+        // One that has ended is there until its parent has taken notice.
+        let Some(stat) = stat.filter(|stat| !matches!(stat.state, b'Z' | b'X')) else {
+            *self = Process::default();
+            return false;
+        };
+        if let Some([minor, major]) = self.faults.step([stat.minor_faults, stat.major_faults]) {
+            values.set(Signal::FaultsMinor, per(minor, elapsed));
+            values.set(Signal::FaultsMajor, per(major, elapsed));
+        }
+        self.memory(known, values);
         self.threads(known, elapsed, values);
+        true
     }
 
     /// Whether one of these threads is there no more: then they have to be asked for again.
@@ -69,7 +81,7 @@ impl Process {
         Some(&self.text)
     }
 
-    fn memory(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) {
+    fn memory(&mut self, known: Known<'_>, values: &mut Values) {
         let page = rustix::param::page_size() as u64;
         let resident = self.read("statm").and_then(proc_text::statm);
         let swapped = self
@@ -87,23 +99,10 @@ impl Process {
             );
             values.set(Signal::MemorySwapped, swapped.map(|kib| share(kib << 10)));
         }
-        let faults = self.read("stat").and_then(proc_text::stat);
-        let grown = match faults {
-            Some(stat) => self.faults.step([stat.minor_faults, stat.major_faults]),
-            None => {
-                self.faults.forget();
-                None
-            }
-        };
-        if let Some([minor, major]) = grown {
-            values.set(Signal::FaultsMinor, per(minor, elapsed));
-            values.set(Signal::FaultsMajor, per(major, elapsed));
-        }
     }
 
     fn threads(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) {
         let Ok(entries) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
-            self.threads.clear();
             return;
         };
         for thread in self.threads.values_mut() {
