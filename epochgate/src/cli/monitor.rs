@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MonitorCommand {
@@ -17,7 +17,7 @@ pub(crate) enum MonitorCommand {
 
 /// Which VM. One of `--config`, `--vm` and `--qmp`.
 #[derive(Debug, Args)]
-#[group(id = "which", required = true, multiple = false, args = ["config", "vm", "qmp"])]
+#[command(group(ArgGroup::new("which").required(true).args(["config", "vm", "qmp"])))]
 pub(crate) struct VmArgs {
     /// The VM that `epochgate protect` runs with this configuration file on this host.
     #[arg(long, value_name = "FILE")]
