@@ -24,7 +24,7 @@ pub(crate) struct Network {
 impl Network {
     /// `elapsed` in seconds.
     pub(crate) fn sample(&mut self, pid: u32, elapsed: f64, values: &mut Values) {
-        if self.pid != pid || self.samples % LOOK_EVERY == 0 {
+        if self.pid != pid || self.samples.is_multiple_of(LOOK_EVERY) {
             let taps = taps_of(pid);
             if taps != self.taps || self.pid != pid {
                 self.counters.forget();

@@ -203,7 +203,7 @@ impl Link {
 
     /// A pause for a checkpoint takes milliseconds: a VM that does not run now runs soon.
     async fn runs_between_checkpoints(&self) -> bool {
-        for _ in 0..3 {
+        for _ in 0..8 {
             tokio::time::sleep(Duration::from_millis(15)).await;
             if self.observer.is_running().await.unwrap_or(false) {
                 return true;
