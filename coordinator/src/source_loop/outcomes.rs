@@ -75,7 +75,11 @@ impl SourceLoop {
             Gate::Later { .. } => None,
         };
         let t_us = now_us();
-        let activity = Activity { t_us, dirty, output };
+        let activity = Activity {
+            t_us,
+            dirty,
+            output,
+        };
         emit(&self.reporter, Report::Activity(activity));
     }
 
