@@ -68,22 +68,17 @@ fetch() {
 
 [ -d "$out/debs" ] || fetch
 
-inputs=$(cat "$out"/debs/*.deb "$out"/debs/kernel/*.deb "$guest/vmlinuz" "$guest/initrd.gz" "$here"/lab/* "${BASH_SOURCE[0]}" | sha256sum)
-if [ -f "$out/root.img" ] && [ -f "$out/data.img" ] && [ "$(cat "$out/inputs" 2>/dev/null)" = "$inputs" ]; then
+# What the root disk is made of, by the names of the packages, which hold their versions; and what the initrd is made of, which has all that
+# changes often.
+root_inputs=$( (ls "$out/debs"; sha256sum "$here/lab/compile.mk" "${BASH_SOURCE[0]}") | sha256sum)
+inputs=$( (echo "$root_inputs"; ls "$out/debs/kernel"; sha256sum "$guest/vmlinuz" "$guest/initrd.gz" "$here"/lab/*) | sha256sum)
+if [ "$(cat "$out/inputs" 2>/dev/null)" = "$inputs" ] && [ -f "$out/root.img" ] && [ -f "$out/data.img" ] && [ -f "$out/initrd.gz" ]; then
   exit 0
 fi
 rm -f "$out/inputs"
 
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-
-# The initrd of the small guest with another first process, and without the witness.
-mkdir "$work/initrd"
-(cd "$work/initrd" && gzip -dc "$guest/initrd.gz" | cpio --quiet -idm --no-preserve-owner)
-rm -f "$work/initrd/bin/witness"
-mkdir -p "$work/initrd/root"
-install -m 755 "$here/lab/initrd" "$work/initrd/init"
-(cd "$work/initrd" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) | gzip -9n >"$work/initrd.gz"
 
 # The module, against the headers of the guest's own kernel. Their Makefiles name places where they would be if installed.
 headers=$work/headers
@@ -94,65 +89,76 @@ sed -i "s|/usr/src/|$headers/usr/src/|" "$build/Makefile"
 cp "$here/lab/labfault.c" "$work/module/"
 echo "obj-m := labfault.o" >"$work/module/Makefile"
 make -s -C "$build" M="$work/module" CC=gcc modules >"$work/module.log" 2>&1 || { cat "$work/module.log" >&2; die "labfault.c did not compile"; }
-
-tree=$work/tree
-mkdir "$tree"
-for deb in "$out"/debs/*.deb; do dpkg-deb -x "$deb" "$tree"; done
-rm -rf "$tree/usr/share/doc" "$tree/usr/share/man" "$tree/usr/share/locale" "$tree/usr/lib/x86_64-linux-gnu/gconv"
-mkdir -p "$tree"/{dev,proc,sys,run,tmp,sbin,data,root,lab/www}
-cp "$work/initrd/bin/busybox" "$tree/bin/busybox"
-# Of busybox what the packages don't have.
-for applet in $("$tree/bin/busybox" --list); do
-  for folder in bin sbin usr/bin usr/sbin; do [ ! -e "$tree/$folder/$applet" ] || continue 2; done
-  ln -s busybox "$tree/bin/$applet"
-done
-ln -sf /bin/busybox "$tree/bin/sh"
-printf 'root:x:0:0:root:/data:/bin/sh\n' >"$tree/etc/passwd"
-printf 'root:x:0:\n' >"$tree/etc/group"
-ln -sf python3.11 "$tree/usr/bin/python3"
 strip -g "$work/module/labfault.ko"
-cp "$work/module/labfault.ko" "$tree/lab/"
-gcc -O2 -Wall -Wextra -static -pthread -o "$tree/usr/bin/tool" "$here"/lab/{main,server,memory,process,text}.c
-rm -f "$tree/sbin/init"
-install -m 755 "$here/lab/init" "$tree/sbin/init"
-install -m 755 "$here/lab/shell" "$here/lab/service" "$tree/lab/"
-cp "$here/lab/commands" "$here/lab/nginx.conf" "$tree/lab/"
-# Pages of text that compresses, and files that don't.
-for kib in 1 8 64 512; do head -c $((kib * 750)) "$tree/usr/bin/stress-ng" | base64 >"$tree/lab/www/page-$kib"; done
-cat "$tree"/usr/bin/{stress-ng,fio,python3.11,curl} | gzip -1 >"$tree/lab/www/large"
 
-# The guest's own loader must find all that its programs are linked with in its own folders.
-libraries=$tree/lib/x86_64-linux-gnu:$tree/usr/lib/x86_64-linux-gnu:$tree/usr/lib/x86_64-linux-gnu/ceph
-loader=$(readlink -f "$tree/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
-[ -f "$loader" ] || die "the packages have no loader of programs; remove $out/debs and try again"
-for program in usr/bin/{stress-ng,fio,sqlite3,curl,iperf3,xz,python3.11} usr/sbin/nginx bin/tar usr/lib/gcc/x86_64-linux-gnu/12/cc1; do
-  missing=$("$loader" --library-path "$libraries" --list "$tree/$program" | grep -v "$tree" | grep '=>' || true)
-  [ -z "$missing" ] || die "$program needs libraries that were not fetched: $missing"
-done
+# The initrd of the small guest with another first process, the lab's own things, and without the witness.
+mkdir "$work/initrd"
+(cd "$work/initrd" && gzip -dc "$guest/initrd.gz" | cpio --quiet -idm --no-preserve-owner)
+rm -f "$work/initrd/bin/witness"
+mkdir -p "$work/initrd/root" "$work/initrd/lab"
+install -m 755 "$here/lab/initrd" "$work/initrd/init"
+install -m 755 "$here/lab/init" "$here/lab/shell" "$here/lab/service" "$work/initrd/lab/"
+cp "$here/lab/commands" "$here/lab/nginx.conf" "$work/module/labfault.ko" "$work/initrd/lab/"
+gcc -O2 -Wall -Wextra -static -pthread -s -o "$work/initrd/lab/tool" "$here"/lab/{main,server,memory,process,text}.c
+(cd "$work/initrd" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) | gzip -9n >"$work/initrd.gz"
 
-data=$work/data
-mkdir -p "$data/src"
-cp "$here/lab/compile.mk" "$data/src/Makefile"
-for header in "$tree"/usr/include/stb/*.h; do
-  name=$(basename "$header" .h)
-  case $name in
-    stb_image | stb_image_write | stb_image_resize | stb_truetype | stb_rect_pack | stb_perlin | stb_sprintf | stb_dxt | stb_ds | stb_herringbone_wang_tile)
-      echo "#define $(tr a-z A-Z <<<"$name")_IMPLEMENTATION" >"$data/src/$name.c"
-      echo "#include \"$name.h\"" >>"$data/src/$name.c" ;;
-  esac
-done
+build_root() {
+  tree=$work/tree
+  mkdir "$tree"
+  for deb in "$out"/debs/*.deb; do dpkg-deb -x "$deb" "$tree"; done
+  rm -rf "$tree/usr/share/doc" "$tree/usr/share/man" "$tree/usr/share/locale" "$tree/usr/lib/x86_64-linux-gnu/gconv"
+  mkdir -p "$tree"/{dev,proc,sys,run,tmp,sbin,data,root,lab,www}
+  cp "$work/initrd/bin/busybox" "$tree/bin/busybox"
+  # Of busybox what the packages don't have.
+  for applet in $("$tree/bin/busybox" --list); do
+    for folder in bin sbin usr/bin usr/sbin; do [ ! -e "$tree/$folder/$applet" ] || continue 2; done
+    ln -s busybox "$tree/bin/$applet"
+  done
+  ln -sf /bin/busybox "$tree/bin/sh"
+  printf 'root:x:0:0:root:/data:/bin/sh\n' >"$tree/etc/passwd"
+  printf 'root:x:0:\n' >"$tree/etc/group"
+  ln -sf python3.11 "$tree/usr/bin/python3"
+  # Pages of text that compresses, and files that don't.
+  for kib in 1 8 64 512; do head -c $((kib * 750)) "$tree/usr/bin/stress-ng" | base64 >"$tree/www/page-$kib"; done
+  cat "$tree"/usr/bin/{stress-ng,fio,python3.11,curl} | gzip -1 >"$tree/www/large"
 
-image() { # NAME MIB FOLDER LABEL OPTION...
-  truncate -s "$2M" "$work/$1"
-  # Whole from the start: what the kernel would do later in the background would be a load that nobody asked for.
-  mkfs.ext4 -q -F -L "$4" -m 0 -E root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0 "${@:5}" -d "$3" "$work/$1"
+  # The guest's own loader must find all that its programs are linked with in its own folders.
+  libraries=$tree/lib/x86_64-linux-gnu:$tree/usr/lib/x86_64-linux-gnu:$tree/usr/lib/x86_64-linux-gnu/ceph
+  loader=$(readlink -f "$tree/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+  [ -f "$loader" ] || die "the packages have no loader of programs; remove $out/debs and try again"
+  for program in usr/bin/{stress-ng,fio,sqlite3,curl,iperf3,xz,python3.11} usr/sbin/nginx bin/tar usr/lib/gcc/x86_64-linux-gnu/12/cc1; do
+    missing=$("$loader" --library-path "$libraries" --list "$tree/$program" | grep -v "$tree" | grep '=>' || true)
+    [ -z "$missing" ] || die "$program needs libraries that were not fetched: $missing"
+  done
+
+  data=$work/data
+  mkdir -p "$data/src"
+  cp "$here/lab/compile.mk" "$data/src/Makefile"
+  for header in "$tree"/usr/include/stb/*.h; do
+    name=$(basename "$header" .h)
+    case $name in
+      stb_image | stb_image_write | stb_image_resize | stb_truetype | stb_rect_pack | stb_perlin | stb_sprintf | stb_dxt | stb_ds | stb_herringbone_wang_tile)
+        echo "#define $(tr a-z A-Z <<<"$name")_IMPLEMENTATION" >"$data/src/$name.c"
+        echo "#include \"$name.h\"" >>"$data/src/$name.c" ;;
+    esac
+  done
+
+  image() { # NAME MIB FOLDER LABEL OPTION...
+    truncate -s "$2M" "$work/$1"
+    # Whole from the start: what the kernel would do later in the background would be a load that nobody asked for.
+    mkfs.ext4 -q -F -L "$4" -m 0 -E root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0 "${@:5}" -d "$3" "$work/$1"
+  }
+  image root.img $(($(du -sm "$tree" | cut -f1) * 5 / 4 + 32)) "$tree" root -O ^has_journal
+  image data.img "$data_mib" "$data" data
+  mv "$work/root.img" "$work/data.img" "$out/"
+  echo "$root_inputs" >"$out/root-inputs"
 }
-image root.img $(($(du -sm "$tree" | cut -f1) * 5 / 4 + 32)) "$tree" root -O ^has_journal
-image data.img "$data_mib" "$data" data
+
+if [ "$(cat "$out/root-inputs" 2>/dev/null)" != "$root_inputs" ] || [ ! -f "$out/root.img" ] || [ ! -f "$out/data.img" ]; then build_root; fi
 
 cp "$guest/vmlinuz" "$work/vmlinuz"
 cp "$here/lab/cmdline" "$work/cmdline"
 # Whoever starts a guest meanwhile sees the old files or the new ones.
-(cd "$work" && mv vmlinuz initrd.gz cmdline root.img data.img "$out/")
+(cd "$work" && mv vmlinuz initrd.gz cmdline "$out/")
 echo "$inputs" >"$out/inputs"
-echo "built $out/root.img"
+echo "built $out/root.img and $out/initrd.gz"

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The faults of the lab that only a kernel can have, as lkdtm has them, which Debian's cloud kernel lacks:
  *   insmod labfault.ko fault=hard cpus=1    so many CPUs spin for ever with interrupts off
- *   insmod labfault.ko fault=soft cpus=1    so many CPUs spin for ever, preemption off, interrupts on
- *   insmod labfault.ko fault=oops           follows a pointer that is none */
+ *   insmod labfault.ko fault=soft cpus=1    so many CPUs spin for ever, preemption off, interrupts on */
 #include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/kthread.h>
@@ -28,10 +27,6 @@ static int __init labfault_init(void)
 {
 	int cpu, hard = !strcmp(fault, "hard"), left = cpus;
 
-	if (!strcmp(fault, "oops")) {
-		*(volatile int *)8 = 1;
-		return 0;
-	}
 	if (!hard && strcmp(fault, "soft"))
 		return -EINVAL;
 	/* From the last one down: the CPU of the caller may be among them, and it must start the others first. */

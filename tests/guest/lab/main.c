@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -61,8 +62,11 @@ int main(int argc, char **argv)
 	};
 	signal(SIGPIPE, SIG_IGN);
 	for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
-		if (!strcmp(argv[1], commands[i].name))
+		if (!strcmp(argv[1], commands[i].name)) {
+			/* So that killall finds it by what it does. */
+			prctl(PR_SET_NAME, argv[1]);
 			return commands[i].run(argc - 1, argv + 1);
+		}
 	fprintf(stderr, "tool: no such command\n");
 	return 2;
 }

@@ -13,6 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define JOURNAL (16 << 20)
+
 static pthread_mutex_t accounts = PTHREAD_MUTEX_INITIALIZER, journal = PTHREAD_MUTEX_INITIALIZER;
 static volatile sig_atomic_t deadlocks, spins;
 static atomic_flag turn = ATOMIC_FLAG_INIT;
@@ -46,7 +48,7 @@ static int work(long rounds)
 		sum += table[(sum + i) & 65535]++;
 	pthread_mutex_lock(&journal);
 	length = snprintf(line, sizeof line, "%u %u\n", atomic_load(&served), sum);
-	if (lseek(journal_fd, 0, SEEK_CUR) > 32 << 20)
+	if (lseek(journal_fd, 0, SEEK_CUR) > JOURNAL - 4096)
 		lseek(journal_fd, 0, SEEK_SET);
 	good = write(journal_fd, line, length) == length && fdatasync(journal_fd) == 0;
 	pthread_mutex_unlock(&journal);
@@ -107,8 +109,8 @@ int server(int argc, char **argv)
 	listener = listen_on(number(argc, argv, 1, 8080));
 	if (argc > 3)
 		journal_fd = open(argv[3], O_WRONLY | O_CREAT | O_TRUNC, 0644);
-	if (journal_fd < 0)
-		return 1; /* A service that can't write its journal does not start. */
+	if (journal_fd < 0 || posix_fallocate(journal_fd, 0, JOURNAL))
+		return 1; /* A service that has no room for its journal does not start. */
 	signal(SIGUSR1, on_signal);
 	signal(SIGUSR2, on_signal);
 	for (long i = 0; i < threads; i++) {
