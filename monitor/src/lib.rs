@@ -1,0 +1,20 @@
+//! Watches VMs from outside: samples what the host sees of them, and keeps recordings of it. Nothing runs in the guest.
+//!
+//! | module | |
+//! |---|---|
+//! | [`signals`] | the fixed list of what is measured |
+//! | [`sample`] | one measurement of all signals, and where each comes from |
+//! | [`recording`] | a file of samples with its labels: what data sets are made of |
+//! | [`record`] | makes recordings of running VMs |
+//!
+//! Uses qemu-glue for QMP and dirty pages and nbd-server's client for the gateway. Knows no commit protocol: of a VM that is protected it
+//! reads what the protecting process tells in its status, as any other program could.
+
+pub mod record;
+pub mod recording;
+pub mod sample;
+pub mod signals;
+
+pub use recording::{Header, Recording};
+pub use sample::{Sample, Values};
+pub use signals::{SIGNALS_VERSION, Signal, Source};

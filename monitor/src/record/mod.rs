@@ -1,0 +1,1 @@
+//! Makes recordings of running VMs.

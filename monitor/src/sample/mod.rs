@@ -1,0 +1,5 @@
+//! Samples: the values of all signals at one instant.
+
+mod values;
+
+pub use values::{Sample, Values};
