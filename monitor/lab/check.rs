@@ -42,7 +42,6 @@ pub struct Seen {
 #[derive(Debug, Clone, Copy)]
 struct Counters {
     at: Instant,
-    at_ms: u64,
     cpu_ticks: u64,
     reads: u64,
     writes: u64,
@@ -53,20 +52,46 @@ struct Counters {
 }
 
 async fn count(stand: &mut Stand) -> anyhow::Result<Counters> {
-    let pid = stand.vm.source()?.pid();
+    let pid = stand.vm.pid().context("QEMU is gone")?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("QEMU is gone")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let field = |n: usize| fields.get(n).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let field = |n: usize| {
+        fields
+            .get(n)
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     let net = |name: &str| {
-        let text = std::fs::read_to_string(format!("/sys/class/net/{}/statistics/{name}", stand.vm.tap()));
-        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        let text = std::fs::read_to_string(format!(
+            "/sys/class/net/{}/statistics/{name}",
+            stand.vm.tap()
+        ));
+        text.ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
     };
     let (sent, got) = (net("rx_bytes"), net("tx_bytes"));
-    let blocks = stand.vm.qmp().await?.execute("query-blockstats", serde_json::json!({})).await?;
-    let sum = |name: &str| blocks.as_array().into_iter().flatten().filter_map(|disk| disk["stats"][name].as_u64()).sum();
+    let blocks = stand
+        .vm
+        .qmp()
+        .await?
+        .execute("query-blockstats", serde_json::json!({}))
+        .await?;
+    let sum = |name: &str| {
+        blocks
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|disk| disk["stats"][name].as_u64())
+            .sum()
+    };
     Ok(Counters {
         at: Instant::now(),
-        at_ms: u64::try_from(stand.begun.elapsed().as_millis())?,
         cpu_ticks: field(11) + field(12),
         reads: sum("rd_operations"),
         writes: sum("wr_operations"),
@@ -86,7 +111,12 @@ async fn look(stand: &mut Stand, time: Duration) -> anyhow::Result<Seen> {
     #[allow(clippy::cast_precision_loss)]
     let rate = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
     // Questions of the end may still be answered.
-    let asked: Vec<_> = stand.probe.answers().into_iter().filter(|a| a.at_ms >= before.at_ms).collect();
+    let asked: Vec<_> = stand
+        .probe
+        .answers()
+        .into_iter()
+        .filter(|a| a.at >= before.at)
+        .collect();
     #[allow(clippy::cast_precision_loss)]
     let share = |good: usize| good as f64 / asked.len().max(1) as f64;
     Ok(Seen {
@@ -106,10 +136,22 @@ async fn look(stand: &mut Stand, time: Duration) -> anyhow::Result<Seen> {
 /// they say.
 pub async fn check(tools: &Tools, names: &[String], parallel: usize) -> anyhow::Result<bool> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let mut jobs: Vec<(Load, Option<Fault>)> = LOADS.iter().filter(|load| wanted(load.name)).map(|load| (*load, None)).collect();
+    let mut jobs: Vec<(Load, Option<Fault>)> = LOADS
+        .iter()
+        .filter(|load| wanted(load.name))
+        .map(|load| (*load, None))
+        .collect();
     let beside = *loads::named("log").context("there is a load `log`")?;
-    jobs.extend(FAULTS.iter().filter(|fault| wanted(fault.name)).map(|fault| (beside, Some(*fault))));
-    println!("{:<16}{:<5}{:>6}{:>7}{:>7}{:>8}{:>8}{:>6}{:>6}{:>7}{:>6}  evidence", "kind", "", "cores", "reads", "writes", "KiB out", "KiB in", "beat", "app", "good", "bad");
+    jobs.extend(
+        FAULTS
+            .iter()
+            .filter(|fault| wanted(fault.name))
+            .map(|fault| (beside, Some(*fault))),
+    );
+    println!(
+        "{:<16}{:<5}{:>6}{:>7}{:>7}{:>8}{:>8}{:>6}{:>6}{:>7}{:>6}  evidence",
+        "kind", "", "cores", "reads", "writes", "KiB out", "KiB in", "beat", "app", "good", "bad"
+    );
     let mut tasks = tokio::task::JoinSet::new();
     let mut queue = jobs.into_iter().enumerate();
     let mut good = true;
@@ -151,9 +193,17 @@ fn print(name: &str, verdict: &str, s: &Seen, evidence: &str) {
     );
 }
 
-async fn one(tools: &Tools, number: usize, load: Load, fault: Option<Fault>) -> anyhow::Result<(Seen, bool, String)> {
+async fn one(
+    tools: &Tools,
+    number: usize,
+    load: Load,
+    fault: Option<Fault>,
+) -> anyhow::Result<(Seen, bool, String)> {
     let mut random = StdRng::seed_from_u64(number as u64);
-    let size = Size { cpus: 2, memory_mib: 256 };
+    let size = Size {
+        cpus: 2,
+        memory_mib: 256,
+    };
     let spec = plan::spec(number, load, fault, size, &mut random);
     let mut stand = Stand::start(tools, &spec, u32::try_from(number % 250)?).await?;
     let result = judge(&mut stand, &spec, load, fault).await;
@@ -162,9 +212,18 @@ async fn one(tools: &Tools, number: usize, load: Load, fault: Option<Fault>) -> 
     result.with_context(|| format!("console: {console}"))
 }
 
-async fn judge(stand: &mut Stand, spec: &Spec, load: Load, fault: Option<Fault>) -> anyhow::Result<(Seen, bool, String)> {
+async fn judge(
+    stand: &mut Stand,
+    spec: &Spec,
+    load: Load,
+    fault: Option<Fault>,
+) -> anyhow::Result<(Seen, bool, String)> {
     let Some(fault) = fault else {
-        let (warm, time) = if load.name == "boot" { (1, 100) } else { (8, 20) };
+        let (warm, time) = if load.name == "boot" {
+            (1, 100)
+        } else {
+            (8, 20)
+        };
         sleep(Duration::from_secs(warm)).await;
         let seen = look(stand, Duration::from_secs(time)).await?;
         let console = stand.vm.console();
@@ -176,7 +235,8 @@ async fn judge(stand: &mut Stand, spec: &Spec, load: Load, fault: Option<Fault>)
     let before = stand.vm.console().len();
     stand.inject(&planned.way).await?;
     let settle = match fault.name {
-        "leak" | "swap_storm" | "soft_lockup" | "hard_lockup" | "zombies" | "disk_full" | "runaway_log" => 40,
+        "leak" | "swap_storm" | "soft_lockup" | "hard_lockup" | "zombies" | "disk_full"
+        | "runaway_log" => 40,
         "panic_loop" => 60,
         _ => 5,
     };
@@ -186,7 +246,12 @@ async fn judge(stand: &mut Stand, spec: &Spec, load: Load, fault: Option<Fault>)
         // A guest that is too ill for that does not answer.
         let _ = shell.run("look", Duration::from_secs(8)).await;
     }
-    let status = stand.vm.qmp().await?.execute("query-status", serde_json::json!({})).await?;
+    let status = stand
+        .vm
+        .qmp()
+        .await?
+        .execute("query-status", serde_json::json!({}))
+        .await?;
     let status = status["status"].as_str().unwrap_or_default().to_owned();
     let console = stand.vm.console();
     let said = console.get(before..).unwrap_or_default();
@@ -201,7 +266,9 @@ fn expected_of_load(name: &str, s: &Seen, console: &str) -> (bool, String) {
         "boot" => (starts >= 2, format!("{starts} starts")),
         "idle" => (works && s.cpu < 0.4, "quiet".into()),
         "night" => (works, "quiet but for its jobs".into()),
-        "compile" | "cpu" | "crunch" | "memory" | "memory_stream" | "pipes" => (s.cpu > 0.3, "busy".into()),
+        "compile" | "cpu" | "crunch" | "memory" | "memory_stream" | "pipes" => {
+            (s.cpu > 0.3, "busy".into())
+        }
         "db_write" | "disk_random" | "app" => (s.writes > 1.0, "writes".into()),
         "db_read" => (s.cpu > 0.05, "queries".into()),
         "disk_sequential" => (s.reads > 1.0, "reads".into()),
@@ -215,36 +282,77 @@ fn expected_of_load(name: &str, s: &Seen, console: &str) -> (bool, String) {
 
 fn expected_of_fault(name: &str, s: &Seen, said: &str, status: &str) -> (bool, String) {
     let field = |key: &str| -> Option<&str> {
-        let at = said.rfind(&format!("LOOK ")).and_then(|_| said.rfind(&format!("{key}=")))?;
+        let at = said
+            .rfind(&format!("LOOK "))
+            .and_then(|_| said.rfind(&format!("{key}=")))?;
         said.get(at + key.len() + 1..)?.split_whitespace().next()
     };
-    let number = |key: &str| field(key).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let number = |key: &str| {
+        field(key)
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     let (silent, app_silent, alive) = (s.beat < 0.2, s.app < 0.2, s.beat > 0.8);
     let panics = said.matches("Kernel panic").count();
     match name {
         "kernel_panic" => (panics == 1 && silent, format!("{panics} panic")),
-        "panic_loop" => (panics >= 2, format!("{panics} panics, {} starts", said.matches("guest-up").count())),
+        "panic_loop" => (
+            panics >= 2,
+            format!(
+                "{panics} panics, {} starts",
+                said.matches("guest-up").count()
+            ),
+        ),
         "hard_lockup" | "soft_lockup" => {
             let reported = said.contains("soft lockup") || said.contains("stall");
             (silent || reported, format!("reported: {reported}"))
         }
         "fork_bomb" => {
             let tasks = field("tasks").unwrap_or("?").to_owned();
-            (s.beat < 0.8 || tasks.split('/').nth(1).is_some_and(|n| n.parse().is_ok_and(|n: u64| n > 500)), format!("tasks {tasks}"))
+            (
+                s.beat < 0.8
+                    || tasks
+                        .split('/')
+                        .nth(1)
+                        .is_some_and(|n| n.parse().is_ok_and(|n: u64| n > 500)),
+                format!("tasks {tasks}"),
+            )
         }
-        "leak" => (said.contains("Out of memory"), format!("{} kills", said.matches("Out of memory").count())),
-        "swap_storm" => (number("swapped") > 2_000, format!("{} pages swapped out", number("swapped"))),
-        "deadlock" | "livelock" | "stopped" | "frozen" | "disk_hangs" => {
-            (app_silent && (alive || name != "deadlock"), format!("{} clients wait in vain", s.bad))
-        }
+        "leak" => (
+            said.contains("Out of memory"),
+            format!("{} kills", said.matches("Out of memory").count()),
+        ),
+        "swap_storm" => (
+            number("swapped") > 2_000,
+            format!("{} pages swapped out", number("swapped")),
+        ),
+        "deadlock" | "livelock" | "stopped" | "frozen" | "disk_hangs" => (
+            app_silent && (alive || name != "deadlock"),
+            format!("{} clients wait in vain", s.bad),
+        ),
         "spin" => (s.cpu > 0.5, "spins".into()),
         "disk_fails" => (status == "io-error", format!("VM is {status}")),
-        "read_only" => (field("data") == Some("ro"), format!("mounted {}", field("data").unwrap_or("?"))),
-        "disk_full" => (number("free") <= 1 && (s.app < 0.8 || s.bad > 0), format!("{} MiB free", number("free"))),
-        "network_dead" => (silent && app_silent && s.good == 0, format!("shell answers: {}", field("load").is_some())),
+        "read_only" => (
+            field("data") == Some("ro"),
+            format!("mounted {}", field("data").unwrap_or("?")),
+        ),
+        "disk_full" => (
+            number("free") <= 1 && (s.app < 0.8 || s.bad > 0),
+            format!("{} MiB free", number("free")),
+        ),
+        "network_dead" => (
+            silent && app_silent && s.good == 0,
+            format!("shell answers: {}", field("load").is_some()),
+        ),
         "crash_loop" => (app_silent && alive, "application away".into()),
-        "runaway_log" => (s.writes > 1.0 || number("free") <= 1, format!("{} MiB free", number("free"))),
-        "zombies" => (number("zombies") > 300, format!("{} zombies", number("zombies"))),
+        "runaway_log" => (
+            s.writes > 1.0 || number("free") <= 1,
+            format!("{} MiB free", number("free")),
+        ),
+        "zombies" => (
+            number("zombies") > 300,
+            format!("{} zombies", number("zombies")),
+        ),
         _ => (false, "unknown".into()),
     }
 }

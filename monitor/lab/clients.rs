@@ -1,5 +1,6 @@
 //! Clients outside of the VM. They go on whatever becomes of the guest, as real ones do.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,40 +40,53 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Starts them against the guest at `address`.
-    pub fn start(clients: &[Client], address: &str, seed: u64, qmp: impl Fn() -> Option<std::path::PathBuf>) -> Self {
+    /// Starts them against the guest at `address`; `qmp` is for resets.
+    pub fn start(clients: &[Client], address: &str, seed: u64, qmp: &Path) -> Self {
         let counts = Arc::new(Counts::default());
         let mut tasks = JoinSet::new();
         for (index, client) in (0u64..).zip(clients) {
             let random = StdRng::seed_from_u64(seed.wrapping_add(index));
             let counts = Arc::clone(&counts);
             match client.clone() {
-                Client::Get { port, path, rate, connections } => {
-                    tasks.spawn(gets(format!("{address}:{port}"), path, rate, connections, random, counts));
+                Client::Get {
+                    port,
+                    path,
+                    rate,
+                    connections,
+                } => {
+                    tasks.spawn(gets(
+                        format!("{address}:{port}"),
+                        path,
+                        rate,
+                        connections,
+                        random,
+                        counts,
+                    ));
                 }
                 Client::Send { port, rate } => {
                     tasks.spawn(sends(format!("{address}:{port}"), rate, counts));
                 }
                 Client::Reset { every } => {
-                    if let Some(path) = qmp() {
-                        tasks.spawn(async move {
-                            loop {
-                                sleep(Duration::from_secs(every)).await;
-                                if let Ok(mut qmp) = Qmp::connect(&path).await {
-                                    let _ = qmp.execute("system_reset", serde_json::json!({})).await;
-                                }
-                            }
-                        });
-                    }
+                    tasks.spawn(resets(qmp.to_owned(), every));
                 }
             }
         }
-        Self { counts, _tasks: tasks }
+        Self {
+            counts,
+            _tasks: tasks,
+        }
     }
 }
 
 /// Requests at random distances, as those of many independent people.
-async fn gets(address: String, path: String, rate: f64, connections: usize, mut random: StdRng, counts: Arc<Counts>) {
+async fn gets(
+    address: String,
+    path: String,
+    rate: f64,
+    connections: usize,
+    mut random: StdRng,
+    counts: Arc<Counts>,
+) {
     let free = Arc::new(Semaphore::new(connections));
     let mut requests = JoinSet::new();
     loop {
@@ -98,15 +112,29 @@ async fn gets(address: String, path: String, rate: f64, connections: usize, mut 
     }
 }
 
+async fn resets(path: PathBuf, every: u64) {
+    loop {
+        sleep(Duration::from_secs(every)).await;
+        if let Ok(mut qmp) = Qmp::connect(&path).await {
+            // A QEMU that is gone is noticed elsewhere.
+            let _ = qmp.execute("system_reset", serde_json::json!({})).await;
+        }
+    }
+}
+
 async fn sends(address: String, rate: u64, counts: Arc<Counts>) {
-    let chunk: Vec<u8> = (0..32 * 1024u32).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let chunk: Vec<u8> = (0..32 * 1024u32)
+        .map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3])
+        .collect();
     #[allow(clippy::cast_precision_loss)]
     let pause = Duration::from_secs_f64(32.0 / rate.max(1) as f64);
     loop {
         if let Ok(Ok(mut socket)) = timeout(PATIENCE, TcpStream::connect(&address)).await {
             while let Ok(Ok(())) = timeout(PATIENCE, socket.write_all(&chunk)).await {
                 counts.good.fetch_add(1, Ordering::Relaxed);
-                counts.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                counts
+                    .bytes
+                    .fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 sleep(pause).await;
             }
         }

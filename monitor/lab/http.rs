@@ -32,6 +32,10 @@ pub async fn get(address: &str, path: &str) -> anyhow::Result<Answer> {
         bytes += got as u64;
     }
     let head = String::from_utf8_lossy(&head);
-    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no answer")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .context("no answer")?;
     Ok(Answer { status, bytes })
 }

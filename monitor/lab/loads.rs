@@ -43,26 +43,90 @@ const fn load(
 
 /// All kinds. `boot` is the first: faults are not put into it.
 pub const LOADS: [Load; 21] = [
-    load("boot", "starts, is idle for a while, is reset by its administrator, starts again", boot),
-    load("idle", "nothing but the services that wait", |_, _| guest("load_idle".into())),
-    load("night", "nothing, and now and then a small job: files read, packed, synced", night),
-    load("compile", "gcc on the single-file C libraries of libstb-dev, by make", compile),
-    load("db_write", "SQLite, transactions of five updates, each on the disk when it is answered", |r, s| database(r, s, "write")),
-    load("db_read", "SQLite, range queries and scans", |r, s| database(r, s, "read")),
+    load(
+        "boot",
+        "starts, is idle for a while, is reset by its administrator, starts again",
+        boot,
+    ),
+    load("idle", "nothing but the services that wait", |_, _| {
+        guest("load_idle".into())
+    }),
+    load(
+        "night",
+        "nothing, and now and then a small job: files read, packed, synced",
+        night,
+    ),
+    load(
+        "compile",
+        "gcc on the single-file C libraries of libstb-dev, by make",
+        compile,
+    ),
+    load(
+        "db_write",
+        "SQLite, transactions of five updates, each on the disk when it is answered",
+        |r, s| database(r, s, "write"),
+    ),
+    load("db_read", "SQLite, range queries and scans", |r, s| {
+        database(r, s, "read")
+    }),
     load("web", "nginx, pages of 1 to 512 KiB, clients outside", web),
-    load("app", "the lab's application: threads, locks, a journal that is synced for each request; clients outside", app),
-    load("download", "nginx, one large file again and again", download),
-    load("upload", "clients send, the guest writes what it gets to its disk", upload),
-    load("disk_random", "fio, random writes or a mix, 4 to 64 KiB", disk_random),
-    load("disk_sequential", "fio, sequential direct reads", disk_sequential),
-    load("backup", "tar of the system, packed, to the data disk", backup),
+    load(
+        "app",
+        "the lab's application: threads, locks, a journal that is synced for each request; clients outside",
+        app,
+    ),
+    load(
+        "download",
+        "nginx, one large file again and again",
+        download,
+    ),
+    load(
+        "upload",
+        "clients send, the guest writes what it gets to its disk",
+        upload,
+    ),
+    load(
+        "disk_random",
+        "fio, random writes or a mix, 4 to 64 KiB",
+        disk_random,
+    ),
+    load(
+        "disk_sequential",
+        "fio, sequential direct reads",
+        disk_sequential,
+    ),
+    load(
+        "backup",
+        "tar of the system, packed, to the data disk",
+        backup,
+    ),
     load("cpu", "stress-ng on all CPUs", cpu),
     load("crunch", "xz of a large file, again and again", crunch),
-    load("memory", "stress-ng: most of the memory written and verified, without swapping", memory),
-    load("memory_stream", "a large working set that is written in order or at random", memory_stream),
-    load("pipes", "pairs of processes that throw a byte to and fro: context switches", pipes),
-    load("log", "a service that writes its log, rotated and packed", log),
-    load("bursts", "CPU and disk for a few seconds, then nothing", bursts),
+    load(
+        "memory",
+        "stress-ng: most of the memory written and verified, without swapping",
+        memory,
+    ),
+    load(
+        "memory_stream",
+        "a large working set that is written in order or at random",
+        memory_stream,
+    ),
+    load(
+        "pipes",
+        "pairs of processes that throw a byte to and fro: context switches",
+        pipes,
+    ),
+    load(
+        "log",
+        "a service that writes its log, rotated and packed",
+        log,
+    ),
+    load(
+        "bursts",
+        "CPU and disk for a few seconds, then nothing",
+        bursts,
+    ),
     load("mixed", "two of the others at once", mixed),
 ];
 
@@ -97,12 +161,18 @@ fn boot(random: &mut StdRng, _: Size) -> Drawn {
 }
 
 fn night(random: &mut StdRng, _: Size) -> Drawn {
-    guest(format!("PERIOD={} load_night", random.random_range(15..=60)))
+    guest(format!(
+        "PERIOD={} load_night",
+        random.random_range(15..=60)
+    ))
 }
 
 fn compile(random: &mut StdRng, size: Size) -> Drawn {
     let jobs = random.random_range(1..=size.cpus + 1).min(jobs_for(size));
-    guest(format!("JOBS={jobs} OPT={} load_compile", random.random_range(0..=2)))
+    guest(format!(
+        "JOBS={jobs} OPT={} load_compile",
+        random.random_range(0..=2)
+    ))
 }
 
 /// A compiler takes some 100 MiB.
@@ -114,7 +184,9 @@ fn database(random: &mut StdRng, _: Size, what: &str) -> Drawn {
     let rate = whole(random, 2.0, 100.0);
     let rows = whole(random, 2_000.0, 20_000.0);
     let seed = random.random_range(1..10_000);
-    guest(format!("SEED={seed} RATE={rate} ROWS={rows} load_db_{what}"))
+    guest(format!(
+        "SEED={seed} RATE={rate} ROWS={rows} load_db_{what}"
+    ))
 }
 
 fn web(random: &mut StdRng, _: Size) -> Drawn {
@@ -171,7 +243,10 @@ fn upload(random: &mut StdRng, _: Size) -> Drawn {
 }
 
 fn disk_random(random: &mut StdRng, _: Size) -> Drawn {
-    let kind = ["randwrite", "randrw"].choose(random).copied().unwrap_or("randwrite");
+    let kind = ["randwrite", "randrw"]
+        .choose(random)
+        .copied()
+        .unwrap_or("randwrite");
     let block = ["4k", "16k", "64k"].choose(random).copied().unwrap_or("4k");
     let fsync = [0, 1, 8, 32].choose(random).copied().unwrap_or(0);
     guest(format!(
@@ -190,30 +265,49 @@ fn disk_sequential(random: &mut StdRng, _: Size) -> Drawn {
 }
 
 fn backup(random: &mut StdRng, _: Size) -> Drawn {
-    let pack = ["cat", "'gzip -1'", "'gzip -6'"].choose(random).copied().unwrap_or("cat");
-    guest(format!("PACK={pack} PAUSE={} load_backup", random.random_range(1..=20)))
+    let pack = ["cat", "'gzip -1'", "'gzip -6'"]
+        .choose(random)
+        .copied()
+        .unwrap_or("cat");
+    guest(format!(
+        "PACK={pack} PAUSE={} load_backup",
+        random.random_range(1..=20)
+    ))
 }
 
 fn cpu(random: &mut StdRng, size: Size) -> Drawn {
-    let method = ["all", "matrixprod", "fft", "int64", "prime", "float"].choose(random).copied().unwrap_or("all");
+    let method = ["all", "matrixprod", "fft", "int64", "prime", "float"]
+        .choose(random)
+        .copied()
+        .unwrap_or("all");
     guest(format!("JOBS={} METHOD={method} load_batch_cpu", size.cpus))
 }
 
 fn crunch(random: &mut StdRng, size: Size) -> Drawn {
     let level = random.random_range(0..=2);
-    guest(format!("JOBS={} LEVEL={level} load_crunch", size.cpus.min(jobs_for(size))))
+    guest(format!(
+        "JOBS={} LEVEL={level} load_crunch",
+        size.cpus.min(jobs_for(size))
+    ))
 }
 
 /// Of the RAM, what a guest of this size can give to one program without swapping.
 fn honest_mib(random: &mut StdRng, size: Size, low: f64, high: f64) -> u64 {
     let share = random.random_range(low..=high);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss
+    )]
     let mib = ((size.memory_mib - 90) as f64 * share) as u64;
     mib
 }
 
 fn memory(random: &mut StdRng, size: Size) -> Drawn {
-    let method = ["flip", "incdec", "walk-0d", "rand-set", "ror"].choose(random).copied().unwrap_or("flip");
+    let method = ["flip", "incdec", "walk-0d", "rand-set", "ror"]
+        .choose(random)
+        .copied()
+        .unwrap_or("flip");
     let jobs = random.random_range(1..=size.cpus);
     guest(format!(
         "JOBS={jobs} MIB={} METHOD={method} load_batch_mem",
@@ -222,7 +316,10 @@ fn memory(random: &mut StdRng, size: Size) -> Drawn {
 }
 
 fn memory_stream(random: &mut StdRng, size: Size) -> Drawn {
-    let order = ["random", "stream"].choose(random).copied().unwrap_or("random");
+    let order = ["random", "stream"]
+        .choose(random)
+        .copied()
+        .unwrap_or("random");
     let rate = whole(random, 500.0, 60_000.0);
     guest(format!(
         "MIB={} ORDER={order} RATE={rate} load_memstream",
@@ -252,7 +349,18 @@ fn bursts(random: &mut StdRng, size: Size) -> Drawn {
 }
 
 fn mixed(random: &mut StdRng, size: Size) -> Drawn {
-    let parts = ["night", "db_write", "db_read", "web", "app", "log", "disk_random", "memory_stream", "bursts", "pipes"];
+    let parts = [
+        "night",
+        "db_write",
+        "db_read",
+        "web",
+        "app",
+        "log",
+        "disk_random",
+        "memory_stream",
+        "bursts",
+        "pipes",
+    ];
     let mut both = Drawn::default();
     for name in parts.choose_multiple(random, 2) {
         if let Some(part) = named(name) {

@@ -7,10 +7,12 @@
 //! | `vm`, `network`, `shell`, `qmp` | one VM, and the lab's ways into it |
 //! | `clients`, `http`, `probe` | what goes on outside of it |
 //! | `stand` | a VM under load, and the fault |
+//! | `runner`, `datasheet` | many of them, recorded, resumed, counted |
 //! | `check` | does each kind do what it says? |
 
 mod check;
 mod clients;
+mod datasheet;
 mod faults;
 mod http;
 mod loads;
@@ -18,6 +20,7 @@ mod network;
 mod plan;
 mod probe;
 mod qmp;
+mod runner;
 mod shell;
 mod spec;
 mod stand;
@@ -25,8 +28,9 @@ mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use qemu_glue::Accelerator;
 
@@ -39,6 +43,9 @@ struct Options {
     /// Print the plan, a line for each run.
     #[arg(long)]
     plan: bool,
+    /// Carry the plan out into the folder --out, as far as it is not there yet.
+    #[arg(long)]
+    run: bool,
     /// Run each kind for a short time and say whether it did what it says; with names, only these.
     #[arg(long)]
     check: bool,
@@ -50,14 +57,26 @@ struct Options {
     /// Hours of VM time, at least.
     #[arg(long, default_value_t = 8.5)]
     hours: f64,
+    /// The folder of the data set.
+    #[arg(long, default_value = "target/dataset")]
+    out: PathBuf,
+    /// Milliseconds from one sample to the next.
+    #[arg(long, default_value_t = 1000)]
+    interval_ms: u64,
+    /// Seconds of every run, instead of those of the plan: for a trial.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// With --plan and --run: only so many runs of the plan.
+    #[arg(long)]
+    first: Option<usize>,
     /// VMs at the same time.
     #[arg(long, default_value_t = 4)]
     parallel: usize,
     /// The guest that `make guest-lab` makes.
     #[arg(long, default_value = "target/guest-lab")]
     guest: PathBuf,
-    /// The command epochgate, whose gateway serves the disks.
-    #[arg(long, env = "EPOCHGATE_BIN")]
+    /// The command epochgate, whose gateway serves the disks. Else EPOCHGATE_BIN, or the one that is built with this.
+    #[arg(long)]
     epochgate: Option<PathBuf>,
     /// Folder for the disks of runs.
     #[arg(long, default_value = "/tmp")]
@@ -69,25 +88,56 @@ struct Options {
 
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .init();
     if options.list {
         list();
         return Ok(ExitCode::SUCCESS);
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let seconds = (options.hours * 3600.0) as u64;
+    let mut runs = plan::plan(options.seed, seconds);
+    runs.truncate(options.first.unwrap_or(usize::MAX));
+    if let Some(seconds) = options.seconds {
+        for run in &mut runs {
+            (run.normal_s, run.faulty_s) = (seconds, seconds);
+        }
+    }
     if options.plan {
-        let runs = plan::plan(options.seed, seconds);
         for run in &runs {
             println!("{}", serde_json::to_string(run)?);
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if !options.run && !options.check {
+        bail!("say --list, --plan, --check or --run");
+    }
     network::enter()?;
     let tools = tools(&options)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let good = runtime.block_on(check::check(&tools, &options.names, options.parallel))?;
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let good = if options.check {
+        runtime.block_on(check::check(&tools, &options.names, options.parallel))?
+    } else {
+        let job = runner::Job {
+            folder: options.out.clone(),
+            parallel: options.parallel,
+            interval: Duration::from_millis(options.interval_ms),
+            seed: options.seed,
+        };
+        let failed = runtime.block_on(runner::run(&tools, &job, &runs))?;
+        runner::datasheet(&job)?;
+        failed == 0
+    };
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 fn list() {
@@ -102,13 +152,26 @@ fn list() {
 }
 
 fn tools(options: &Options) -> anyhow::Result<vm::Tools> {
-    let guest = options.guest.canonicalize().with_context(|| format!("{}: run make guest-lab", options.guest.display()))?;
-    let epochgate = match &options.epochgate {
-        Some(path) => path.clone(),
+    let guest = options
+        .guest
+        .canonicalize()
+        .with_context(|| format!("{}: run make guest-lab", options.guest.display()))?;
+    let named = options
+        .epochgate
+        .clone()
+        .or_else(|| std::env::var_os("EPOCHGATE_BIN").map(PathBuf::from));
+    let epochgate = match named {
+        Some(path) => path,
         // target/PROFILE/examples/lab
-        None => std::env::current_exe()?.parent().and_then(|dir| dir.parent()).context("no folder")?.join("epochgate"),
+        None => std::env::current_exe()?
+            .parent()
+            .and_then(|dir| dir.parent())
+            .context("no folder")?
+            .join("epochgate"),
     };
-    let epochgate = epochgate.canonicalize().with_context(|| format!("{}: run make build", epochgate.display()))?;
+    let epochgate = epochgate
+        .canonicalize()
+        .with_context(|| format!("{}: run make build", epochgate.display()))?;
     let accelerator = match options.accelerator.as_str() {
         "auto" => Accelerator::Auto,
         "kvm" => Accelerator::Kvm,

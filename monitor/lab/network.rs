@@ -46,7 +46,13 @@ impl Tap {
             name,
             slot,
         };
-        ip(&["addr", "add", &format!("10.79.{slot}.1/30"), "dev", &tap.name])?;
+        ip(&[
+            "addr",
+            "add",
+            &format!("10.79.{slot}.1/30"),
+            "dev",
+            &tap.name,
+        ])?;
         ip(&["link", "set", &tap.name, "up"])?;
         Ok(tap)
     }
@@ -70,7 +76,9 @@ impl Tap {
     /// The same for QEMU.
     pub fn forwards(&self) -> String {
         let forward = |port| format!("hostfwd=tcp:127.0.0.1:{}-:{port}", self.probe_port(port));
-        [crate::probe::BEAT, crate::probe::APP].map(forward).join(",")
+        [crate::probe::BEAT, crate::probe::APP]
+            .map(forward)
+            .join(",")
     }
 }
 
@@ -81,9 +89,17 @@ impl Drop for Tap {
 }
 
 fn ip(args: &[&str]) -> anyhow::Result<()> {
-    let ended = Command::new("ip").args(args).stdin(Stdio::null()).output().context("ip (iproute2) can't be started")?;
+    let ended = Command::new("ip")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .context("ip (iproute2) can't be started")?;
     if !ended.status.success() {
-        bail!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&ended.stderr).trim());
+        bail!(
+            "ip {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&ended.stderr).trim()
+        );
     }
     Ok(())
 }

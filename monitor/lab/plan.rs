@@ -20,7 +20,10 @@ pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
     let mut healthy = Deck::new(LOADS.to_vec());
     let mut faults = Deck::new(FAULTS.to_vec());
     // Every fault goes through the loads in an order of its own.
-    let mut beside: Vec<Deck<Load>> = FAULTS.iter().map(|_| Deck::new(LOADS[1..].to_vec())).collect();
+    let mut beside: Vec<Deck<Load>> = FAULTS
+        .iter()
+        .map(|_| Deck::new(LOADS[1..].to_vec()))
+        .collect();
     let mut sizes = Deck::new(SIZES.to_vec());
     let (mut runs, mut well, mut all) = (Vec::new(), 0, 0);
     while all < seconds {
@@ -32,11 +35,18 @@ pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
             spec(number, healthy.next(&mut random), None, size, &mut random)
         } else {
             let fault = faults.next(&mut random);
-            let at = FAULTS.iter().position(|other| other.name == fault.name).unwrap_or(0);
+            let at = FAULTS
+                .iter()
+                .position(|other| other.name == fault.name)
+                .unwrap_or(0);
             let load = beside[at].next(&mut random);
             spec(number, load, Some(fault), size, &mut random)
         };
-        well += if spec.fault.is_none() { spec.seconds() } else { 0 };
+        well += if spec.fault.is_none() {
+            spec.seconds()
+        } else {
+            0
+        };
         all += spec.seconds();
         runs.push(spec);
     }
@@ -44,21 +54,37 @@ pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
 }
 
 /// One run with what is random in it drawn.
-pub fn spec(number: usize, load: Load, fault: Option<Fault>, size: Size, random: &mut StdRng) -> Spec {
+pub fn spec(
+    number: usize,
+    load: Load,
+    fault: Option<Fault>,
+    size: Size,
+    random: &mut StdRng,
+) -> Spec {
     let mut drawn = load.draw(random, size);
-    let has_app = drawn.clients.iter().any(|client| matches!(client, crate::spec::Client::Get { port: 8080, .. }));
-    let wanted = fault.is_some_and(|fault| fault.needs_clients) || random.random_bool(CLIENTS_SHARE);
+    let has_app = drawn
+        .clients
+        .iter()
+        .any(|client| matches!(client, crate::spec::Client::Get { port: 8080, .. }));
+    let wanted =
+        fault.is_some_and(|fault| fault.needs_clients) || random.random_bool(CLIENTS_SHARE);
     if wanted && !has_app && load.name != "boot" {
         drawn.clients.push(loads::app_clients(random, 15.0));
     }
     let swap = random.random_bool(0.6) || fault.is_some_and(|fault| fault.needs_swap);
     let (normal_s, faulty_s) = match fault {
-        Some(_) => (random.random_range(100..=180), random.random_range(75..=110)),
+        Some(_) => (
+            random.random_range(100..=180),
+            random.random_range(75..=110),
+        ),
         None => (random.random_range(210..=300), 0),
     };
     let kind = fault.map_or("none", |fault| fault.name);
     Spec {
-        id: format!("{number:03}-{}-{kind}-{}x{}", load.name, size.cpus, size.memory_mib),
+        id: format!(
+            "{number:03}-{}-{kind}-{}x{}",
+            load.name, size.cpus, size.memory_mib
+        ),
         load: load.name.to_owned(),
         size,
         swap,
@@ -114,7 +140,10 @@ mod tests {
         let mut counts: BTreeMap<(bool, &str), usize> = BTreeMap::new();
         let mut sizes: HashSet<(u32, u64)> = HashSet::new();
         for run in &runs {
-            let key = run.fault.as_ref().map_or((false, &run.load), |fault| (true, &fault.kind));
+            let key = run
+                .fault
+                .as_ref()
+                .map_or((false, &run.load), |fault| (true, &fault.kind));
             *counts.entry(key).or_default() += 1;
             sizes.insert((run.size.cpus, run.size.memory_mib));
             assert!(run.fault.is_none() || run.load != "boot");
@@ -122,7 +151,12 @@ mod tests {
         assert_eq!(counts.len(), LOADS.len() + FAULTS.len());
         assert_eq!(sizes.len(), SIZES.len());
         for faulty in [false, true] {
-            let of_kind = || counts.iter().filter(|((is, _), _)| *is == faulty).map(|(_, count)| *count);
+            let of_kind = || {
+                counts
+                    .iter()
+                    .filter(|((is, _), _)| *is == faulty)
+                    .map(|(_, count)| *count)
+            };
             assert!(of_kind().max().unwrap_or(0) <= of_kind().min().unwrap_or(0) + 1);
         }
         // Each fault meets several loads.
@@ -143,7 +177,11 @@ mod tests {
                 let mib = line.split(' ').find_map(|word| word.strip_prefix("MIB="));
                 let memory = line.contains("batch_mem") || line.contains("memstream");
                 if let (true, Some(mib)) = (memory, mib) {
-                    assert!(mib.parse::<u64>().is_ok_and(|mib| mib + 80 < run.size.memory_mib), "{line}");
+                    assert!(
+                        mib.parse::<u64>()
+                            .is_ok_and(|mib| mib + 80 < run.size.memory_mib),
+                        "{line}"
+                    );
                 }
             }
         }

@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// One question and its answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer {
-    /// Milliseconds since the begin of the recording.
-    pub at_ms: u64,
+    /// When it was asked.
+    pub at: Instant,
     /// Milliseconds until `beat` answered; None: not in time.
     pub beat_ms: Option<f64>,
     /// The same of the application's `/ping`.
@@ -39,7 +39,7 @@ pub struct Probe {
 
 impl Probe {
     /// Asks from now on, at these ports of this machine.
-    pub fn start(begun: Instant, beat: u16, app: u16) -> Self {
+    pub fn start(beat: u16, app: u16) -> Self {
         let answers = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&answers);
         let task = tokio::spawn(async move {
@@ -50,9 +50,15 @@ impl Probe {
                 let kept = Arc::clone(&kept);
                 // An answer that is late does not hold the next question up.
                 tokio::spawn(async move {
-                    let at_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    let at = Instant::now();
                     let (beat_ms, app_ms) = tokio::join!(ask(beat, "/"), ask(app, "/ping"));
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(Answer { at_ms, beat_ms, app_ms });
+                    kept.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(Answer {
+                            at,
+                            beat_ms,
+                            app_ms,
+                        });
                 });
             }
         });
@@ -61,8 +67,12 @@ impl Probe {
 
     /// What it has got so far, in the order of the questions.
     pub fn answers(&self) -> Vec<Answer> {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        answers.sort_by_key(|answer| answer.at_ms);
+        let mut answers = self
+            .answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        answers.sort_by_key(|answer| answer.at);
         answers
     }
 }
@@ -73,12 +83,18 @@ impl Drop for Probe {
     }
 }
 
-/// The answers as text: a line each, `-` for none.
-pub fn to_tsv(answers: &[Answer]) -> String {
+/// The answers as text, with milliseconds since `begun`: a line each, `-` for none.
+pub fn to_tsv(answers: &[Answer], begun: Instant) -> String {
     let mut text = "at_ms\tbeat_ms\tapp_ms\n".to_owned();
     let show = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.1}"));
     for answer in answers {
-        let _ = writeln!(text, "{}\t{}\t{}", answer.at_ms, show(answer.beat_ms), show(answer.app_ms));
+        let at_ms = answer.at.saturating_duration_since(begun).as_millis();
+        let _ = writeln!(
+            text,
+            "{at_ms}\t{}\t{}",
+            show(answer.beat_ms),
+            show(answer.app_ms)
+        );
     }
     text
 }
@@ -86,5 +102,6 @@ pub fn to_tsv(answers: &[Answer]) -> String {
 async fn ask(port: u16, path: &str) -> Option<f64> {
     let begun = Instant::now();
     let got = timeout(PATIENCE, http::get(&format!("127.0.0.1:{port}"), path)).await;
-    matches!(got, Ok(Ok(answer)) if answer.status == 200).then(|| begun.elapsed().as_secs_f64() * 1000.0)
+    matches!(got, Ok(Ok(answer)) if answer.status == 200)
+        .then(|| begun.elapsed().as_secs_f64() * 1000.0)
 }

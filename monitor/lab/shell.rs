@@ -20,7 +20,9 @@ pub struct Shell {
 impl Shell {
     /// Connects to the socket behind the serial line, and waits until the guest's shell is there.
     pub async fn open(path: &Path, patience: Duration) -> anyhow::Result<Self> {
-        let socket = UnixStream::connect(path).await.with_context(|| format!("no serial line at {}", path.display()))?;
+        let socket = UnixStream::connect(path)
+            .await
+            .with_context(|| format!("no serial line at {}", path.display()))?;
         let (read, writer) = socket.into_split();
         let mut shell = Self {
             lines: BufReader::new(read).lines(),
@@ -33,7 +35,9 @@ impl Shell {
             shell.writer.write_all(b"0 :\n").await?;
             match shell.wait_for("done 0 0", Duration::from_secs(1)).await {
                 Ok(()) => return Ok(shell),
-                Err(error) if Instant::now() > deadline => return Err(error.context("the guest has not started")),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context("the guest has not started"));
+                }
                 Err(_) => {}
             }
         }
@@ -43,15 +47,21 @@ impl Shell {
     pub async fn begin(&mut self, line: &str, patience: Duration) -> anyhow::Result<()> {
         let id = self.next;
         self.next += 1;
-        self.writer.write_all(format!("{id} {line}\n").as_bytes()).await?;
-        self.wait_for(&format!("begun {id}"), patience).await.with_context(|| format!("the guest did not begin: {line}"))
+        self.writer
+            .write_all(format!("{id} {line}\n").as_bytes())
+            .await?;
+        self.wait_for(&format!("begun {id}"), patience)
+            .await
+            .with_context(|| format!("the guest did not begin: {line}"))
     }
 
     /// The same, and waits until it is done.
     pub async fn run(&mut self, line: &str, patience: Duration) -> anyhow::Result<()> {
         self.begin(line, patience).await?;
         let done = format!("done {} 0", self.next - 1);
-        self.wait_for(&done, patience).await.with_context(|| format!("the guest did not do: {line}"))
+        self.wait_for(&done, patience)
+            .await
+            .with_context(|| format!("the guest did not do: {line}"))
     }
 
     async fn wait_for(&mut self, words: &str, patience: Duration) -> anyhow::Result<()> {

@@ -108,6 +108,11 @@ pub struct Spec {
 impl Spec {
     /// Seconds of a running VM that are recorded.
     pub fn seconds(&self) -> u64 {
-        self.normal_s + if self.fault.is_some() { self.faulty_s } else { 0 }
+        self.normal_s
+            + if self.fault.is_some() {
+                self.faulty_s
+            } else {
+                0
+            }
     }
 }

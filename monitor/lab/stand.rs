@@ -28,8 +28,6 @@ pub struct Stand {
     pub probe: Probe,
     /// Clients outside.
     pub clients: Clients,
-    /// When the load began.
-    pub begun: Instant,
 }
 
 impl Stand {
@@ -44,16 +42,18 @@ impl Stand {
             }
             shell = Some(opened);
         }
-        let begun = Instant::now();
-        let qmp = vm.file("lab-qmp.sock");
-        let clients = Clients::start(&spec.clients, vm.address(), spec.seed, || Some(qmp.clone()));
-        let probe = Probe::start(begun, vm.probe_port(BEAT), vm.probe_port(APP));
+        let clients = Clients::start(
+            &spec.clients,
+            vm.address(),
+            spec.seed,
+            &vm.file("lab-qmp.sock"),
+        );
+        let probe = Probe::start(vm.probe_port(BEAT), vm.probe_port(APP));
         Ok(Self {
             vm,
             shell,
             probe,
             clients,
-            begun,
         })
     }
 
@@ -61,7 +61,10 @@ impl Stand {
     pub async fn inject(&mut self, way: &Way) -> anyhow::Result<Instant> {
         match way {
             Way::Guest { line } => {
-                let shell = self.shell.as_mut().ok_or_else(|| anyhow::anyhow!("this load has no shell"))?;
+                let shell = self
+                    .shell
+                    .as_mut()
+                    .ok_or_else(|| anyhow::anyhow!("this load has no shell"))?;
                 shell.begin(line, HEAR).await?;
                 Ok(Instant::now())
             }

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use monitor::Watched;
 use qemu_glue::{Accelerator, DiskAttachment, RuntimePlace, SourceVm, VmDescription};
 use tokio::process::{Child, Command};
 
@@ -44,15 +45,20 @@ pub struct Vm {
 impl Vm {
     /// Starts it, and returns when QEMU runs the guest.
     pub async fn start(tools: &Tools, spec: &Spec, slot: u32) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("epochgate-lab-").tempdir_in(&tools.scratch)?;
+        let dir = tempfile::Builder::new()
+            .prefix("epochgate-lab-")
+            .tempdir_in(&tools.scratch)?;
         let path = dir.path();
         sparse_copy(&tools.guest.join("data.img"), &path.join("data.img")).await?;
         std::fs::File::create(path.join("swap.img"))?.set_len((spec.size.memory_mib * 3) << 20)?;
         let gateway = start_gateway(tools, path).await?;
         let tap = Tap::make(slot)?;
-        let disks = DISKS.map(|disk| DiskAttachment::unix(disk, path.join("nbd.sock"), format!("{NAME}/{disk}")));
+        let disks = DISKS.map(|disk| {
+            DiskAttachment::unix(disk, path.join("nbd.sock"), format!("{NAME}/{disk}"))
+        });
         let description = describe(tools, spec, &tap, path)?;
-        let mut source = SourceVm::launch(&description, &RuntimePlace::source(path), &disks).await?;
+        let mut source =
+            SourceVm::launch(&description, &RuntimePlace::source(path), &disks).await?;
         source.resume().await?;
         Ok(Self {
             source: Some(source),
@@ -82,9 +88,18 @@ impl Vm {
         self.tap.probe_port(port)
     }
 
-    /// Its QEMU.
-    pub fn source(&mut self) -> anyhow::Result<&mut SourceVm> {
-        self.source.as_mut().context("the VM is gone")
+    /// Process id of its QEMU.
+    pub fn pid(&self) -> Option<u32> {
+        self.source.as_ref().map(SourceVm::pid)
+    }
+
+    /// The VM as the monitor watches it: nothing of the lab is in it.
+    pub fn watched(&self) -> anyhow::Result<Watched> {
+        let source = self.source.as_ref().context("the VM is gone")?;
+        let mut watched = Watched::qemu(source.watch_socket(), source.pid())
+            .with_gateway(self.file("gateway.sock"), NAME);
+        watched.dirty = Some(source.watch_dirty_pages()?);
+        Ok(watched)
     }
 
     /// What the guest's kernel has said.
@@ -122,38 +137,64 @@ pub fn tail(text: &str) -> String {
 
 fn describe(tools: &Tools, spec: &Spec, tap: &Tap, dir: &Path) -> anyhow::Result<VmDescription> {
     let guest = |name: &str| tools.guest.join(name);
-    let cmdline = std::fs::read_to_string(guest("cmdline")).context("there is no guest: run make guest-lab")?;
+    let cmdline = std::fs::read_to_string(guest("cmdline"))
+        .context("there is no guest: run make guest-lab")?;
     let swap = if spec.swap { "on" } else { "off" };
     let mut description = VmDescription::new(NAME, spec.size.memory_mib);
     description.cpus = spec.size.cpus;
     description.accel = tools.accelerator;
     description.kernel = Some(guest("vmlinuz"));
     description.initrd = Some(guest("initrd.gz"));
-    description.append = Some(format!("{} lab.address={}/30 lab.swap={swap}", cmdline.trim(), tap.guest()));
+    description.append = Some(format!(
+        "{} lab.address={}/30 lab.swap={swap}",
+        cmdline.trim(),
+        tap.guest()
+    ));
     let (root, dir) = (guest("root.img"), dir.display());
     let mut args: Vec<String> = Vec::new();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
-    option("-drive", format!("file={},if=none,id=root,format=raw,readonly=on", root.display()));
+    option(
+        "-drive",
+        format!(
+            "file={},if=none,id=root,format=raw,readonly=on",
+            root.display()
+        ),
+    );
     // Ahead of the others, which Epochgate adds: the order on the bus is that of the guest's names.
     option("-device", "virtio-blk-pci,drive=root,addr=2".to_owned());
-    option("-netdev", format!("tap,id=net,ifname={},script=no,downscript=no", tap.name()));
+    option(
+        "-netdev",
+        format!("tap,id=net,ifname={},script=no,downscript=no", tap.name()),
+    );
     option("-device", "virtio-net-pci,netdev=net,addr=10".to_owned());
-    option("-netdev", format!("user,id=probe,restrict=on,{}", tap.forwards()));
+    option(
+        "-netdev",
+        format!("user,id=probe,restrict=on,{}", tap.forwards()),
+    );
     option("-device", "virtio-net-pci,netdev=probe,addr=11".to_owned());
     option("-serial", format!("file:{dir}/console.log"));
-    option("-chardev", format!("socket,id=shell,path={dir}/shell.sock,server=on,wait=off"));
+    option(
+        "-chardev",
+        format!("socket,id=shell,path={dir}/shell.sock,server=on,wait=off"),
+    );
     option("-serial", "chardev:shell".to_owned());
-    for name in ["lab-qmp", "monitor-qmp"] {
-        option("-chardev", format!("socket,id={name},path={dir}/{name}.sock,server=on,wait=off"));
-        option("-mon", format!("chardev={name},mode=control"));
-    }
+    option(
+        "-chardev",
+        format!("socket,id=lab-qmp,path={dir}/lab-qmp.sock,server=on,wait=off"),
+    );
+    option("-mon", "chardev=lab-qmp,mode=control".to_owned());
     description.extra_args = args;
     Ok(description)
 }
 
 /// A copy with its holes, as the image is nearly empty.
 async fn sparse_copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let status = Command::new("cp").arg("--sparse=always").arg(from).arg(to).status().await?;
+    let status = Command::new("cp")
+        .arg("--sparse=always")
+        .arg(from)
+        .arg(to)
+        .status()
+        .await?;
     if !status.success() {
         bail!("{} can't be copied", from.display());
     }
@@ -167,7 +208,9 @@ async fn start_gateway(tools: &Tools, path: &Path) -> anyhow::Result<Child> {
          mode = \"async\"\nepoch_interval_ms = 200\nmemory_budget_mib = 64\nepoch_memory = \"\"\n"
     );
     for disk in DISKS {
-        config.push_str(&format!("\n[[group.disk]]\nname = \"{disk}\"\nimage = \"{dir}/{disk}.img\"\n"));
+        config.push_str(&format!(
+            "\n[[group.disk]]\nname = \"{disk}\"\nimage = \"{dir}/{disk}.img\"\n"
+        ));
     }
     let file = path.join("gateway.toml");
     std::fs::write(&file, config)?;
