@@ -88,6 +88,7 @@ pub async fn protect(
             device_state: vm.device_state(),
             generation: place.generation,
             ram_bytes: vm.ram().len(),
+            watch_socket: vm.watch_socket().to_owned(),
         },
     );
     let running = Running {

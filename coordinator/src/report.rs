@@ -3,12 +3,17 @@
 //! The loops only emit reports. Logs, the `--json` stream, the status socket and the demo's timeline are all made from
 //! them, so that they can't disagree. Fields are added, not renamed: scripts read them.
 
+mod status;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nbd_server::{Epoch, Generation};
-use qemu_glue::DeviceStateKind;
+use qemu_glue::{DeviceStateKind, DirtySummary};
 use serde::{Deserialize, Serialize};
+
+pub use status::{State, Status};
 
 /// The pause of one checkpoint, part by part, in microseconds. Scan, copy, seal and device state overlap, so the parts
 /// add up to more than `total`.
@@ -50,6 +55,9 @@ pub enum Report {
         generation: Generation,
         /// Size of the guest's RAM in bytes.
         ram_bytes: u64,
+        /// Where somebody who watches its QEMU may connect and speak QMP.
+        #[serde(default)]
+        watch_socket: PathBuf,
     },
     /// Source: no standby answers; the VM runs on unprotected.
     SeekingStandby {
@@ -101,6 +109,8 @@ pub enum Report {
         #[serde(default)]
         output_bytes: u64,
     },
+    /// Source: what the guest did within about a second, as its checkpoints show it.
+    Activity(Activity),
     /// Source: a checkpoint is on its way, packed.
     Packed {
         /// Its epoch.
@@ -180,6 +190,9 @@ pub enum Report {
         generation: Generation,
         /// Process id of the standby QEMU.
         pid: u32,
+        /// Where somebody who watches it may connect and speak QMP.
+        #[serde(default)]
+        watch_socket: PathBuf,
     },
     /// Standby: checkpoint held (COMMIT 1 acknowledged).
     Held {
@@ -242,6 +255,31 @@ pub enum Report {
     },
 }
 
+/// What the guest did within about a second. A protected VM has one for each second; of a VM whose checkpoints are further apart, one for
+/// each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Microseconds since 1970 at the end of that time.
+    pub t_us: u64,
+    /// Which pages it wrote.
+    pub dirty: DirtySummary,
+    /// What it has sent through the output gate since that is there; None if there is no gate.
+    pub output: Option<OutputCounts>,
+}
+
+/// What went through the output gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputCounts {
+    /// Packets that the guest has sent.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that wait now.
+    pub held_bytes: u64,
+    /// Packets dropped because the gate was full.
+    pub dropped: u64,
+}
+
 /// A report with the time at which it was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stamped {
@@ -251,9 +289,6 @@ pub struct Stamped {
     #[serde(flatten)]
     pub report: Report,
 }
-
-/// How the message begins that a point was not kept; it goes with the next that is.
-const NOT_KEPT: &str = "memory is not kept";
 
 /// Where reports go. Must not block: it is called beside the pause.
 pub type Reporter = Arc<dyn Fn(Stamped) + Send + Sync>;
@@ -276,201 +311,4 @@ pub(crate) fn emit(reporter: &Reporter, report: Report) {
         t_us: now_us(),
         report,
     });
-}
-
-/// Whether and how a VM is protected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Not started yet, or waiting for a source.
-    Idle,
-    /// Runs, and a failure of this host ends it.
-    Unprotected,
-    /// The first copy is under way: not protected yet.
-    Filling,
-    /// A failure of this host is survived.
-    Protected,
-    /// A standby that receives.
-    Receiving,
-    /// A standby that takes over.
-    TakingOver,
-    /// Does not run here any more.
-    Ended,
-}
-
-/// The present state of a source or a standby, folded from its reports.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Status {
-    /// `source` or `standby`.
-    pub role: String,
-    /// The VM.
-    pub vm: String,
-    /// What it is up to.
-    pub state: State,
-    /// Process id of its QEMU.
-    pub qemu_pid: Option<u32>,
-    /// Version of QEMU.
-    pub qemu: Option<String>,
-    /// The dirty tracker.
-    pub dirty_tracker: Option<String>,
-    /// How the device state of the last checkpoint was taken, or will be.
-    pub device_state: Option<DeviceStateKind>,
-    /// Generation of the group.
-    pub generation: Option<Generation>,
-    /// The other side.
-    pub peer: Option<String>,
-    /// Last committed epoch that is known here.
-    pub committed: Option<Epoch>,
-    /// Epochs captured or verified, and not committed or merged.
-    pub in_flight: u64,
-    /// The last pause.
-    pub pause_us: Option<Pause>,
-    /// Bytes of the last checkpoint on the wire.
-    pub wire_bytes: Option<u64>,
-    /// Bytes of packets that waited for a commit record at the last checkpoint.
-    #[serde(default)]
-    pub output_bytes: u64,
-    /// The last thing that an operator should know.
-    pub message: Option<String>,
-}
-
-impl Status {
-    /// The status before the first report.
-    pub fn new(role: &str, vm: &str) -> Self {
-        Self {
-            role: role.to_owned(),
-            vm: vm.to_owned(),
-            state: State::Idle,
-            qemu_pid: None,
-            qemu: None,
-            dirty_tracker: None,
-            device_state: None,
-            generation: None,
-            peer: None,
-            committed: None,
-            in_flight: 0,
-            pause_us: None,
-            wire_bytes: None,
-            output_bytes: 0,
-            message: None,
-        }
-    }
-
-    /// Takes one report into account.
-    pub fn apply(&mut self, report: &Report) {
-        match report {
-            Report::VmStarted {
-                pid,
-                qemu,
-                dirty_tracker,
-                device_state,
-                generation,
-                ..
-            } => {
-                self.state = State::Unprotected;
-                self.qemu_pid = Some(*pid);
-                self.qemu = Some(qemu.clone());
-                self.dirty_tracker = Some(dirty_tracker.clone());
-                self.device_state = Some(*device_state);
-                self.generation = Some(*generation);
-            }
-            Report::SeekingStandby { reason } => self.message = Some(reason.clone()),
-            Report::StandbyJoined { standby } => {
-                self.peer = Some(standby.clone());
-                self.state = State::Filling;
-            }
-            Report::FirstCopy { .. } => {}
-            Report::OutputDropped { packets } => {
-                self.message = Some(format!(
-                    "the output gate was full: {packets} packets were dropped"
-                ));
-            }
-            Report::GatewayBack => self.message = None,
-            Report::Protected { epoch, .. } => {
-                self.state = State::Protected;
-                self.committed = Some(*epoch);
-                self.message = None;
-            }
-            Report::Packed { wire_bytes, .. } => self.wire_bytes = Some(*wire_bytes),
-            Report::Captured {
-                pause_us,
-                output_bytes,
-                device_state,
-                ..
-            } => {
-                self.output_bytes = *output_bytes;
-                self.in_flight += 1;
-                self.device_state = Some(*device_state);
-                self.pause_us = Some(*pause_us);
-            }
-            Report::Committed { epoch, .. } => {
-                self.in_flight = self.in_flight.saturating_sub(1);
-                self.committed = Some(*epoch);
-            }
-            Report::CommitFailed { reason, .. }
-            | Report::GatewayLost { reason }
-            | Report::TakeoverWaits { reason } => {
-                self.message = Some(reason.clone());
-            }
-            Report::StandbyLost { reason } => {
-                self.state = State::Unprotected;
-                self.peer = None;
-                self.in_flight = 0;
-                self.message = Some(reason.clone());
-            }
-            Report::Unprotected { epoch } => {
-                self.state = State::Unprotected;
-                self.committed = Some(*epoch);
-            }
-            Report::Fenced { reason } | Report::VmEnded { reason, .. } => {
-                self.state = State::Ended;
-                self.qemu_pid = None;
-                self.message = Some(reason.clone());
-            }
-            Report::Listening { .. } => self.state = State::Idle,
-            Report::SourceRefused { reason } => self.message = Some(reason.clone()),
-            Report::MemoryKept { .. } => {
-                self.message.take_if(|said| said.starts_with(NOT_KEPT));
-            }
-            Report::MemorySkipped { epoch, reason } => {
-                self.message = Some(format!("{NOT_KEPT}, epoch {epoch}: {reason}"));
-            }
-            Report::SourceJoined {
-                source,
-                generation,
-                pid,
-            } => {
-                self.state = State::Receiving;
-                self.peer = Some(source.clone());
-                self.generation = Some(*generation);
-                self.qemu_pid = Some(*pid);
-            }
-            Report::Held { .. } => self.in_flight += 1,
-            Report::Merged { epoch } => {
-                self.in_flight = self.in_flight.saturating_sub(1);
-                self.committed = Some(*epoch);
-            }
-            Report::SourceLost { reason } => {
-                self.state = State::TakingOver;
-                self.peer = None;
-                self.message = Some(reason.clone());
-            }
-            Report::TakenOver { generation, epoch } => {
-                self.generation = Some(*generation);
-                self.committed = Some(*epoch);
-            }
-            Report::Resumed { .. } => {
-                self.role = "source".to_owned();
-                self.state = State::Unprotected;
-                self.in_flight = 0;
-            }
-            Report::Discarded { reason } => {
-                self.state = State::Idle;
-                self.qemu_pid = None;
-                self.peer = None;
-                self.in_flight = 0;
-                self.message = Some(reason.clone());
-            }
-        }
-    }
 }

@@ -232,6 +232,7 @@ impl Host {
                 source: hello.source.clone(),
                 generation: stamp.generation,
                 pid: prepared.1.pid(),
+                watch_socket: prepared.1.watch_socket().to_owned(),
             },
         );
         let heartbeat = Duration::from_millis(self.config.heartbeat_ms);

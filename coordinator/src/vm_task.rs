@@ -12,7 +12,10 @@ use nbd_server::Epoch;
 use nbd_server::control::api::{SealNumber, SealReply};
 use nbd_server::control::client::ControlError;
 use nbd_server::failpoint;
-use qemu_glue::{BaseCursor, Cut, DeviceStateKind, OutputGate, PageSet, SourceVm, VmEvent};
+use qemu_glue::{
+    BaseCursor, Cut, DeviceStateKind, DirtySummary, DirtyWindow, OutputGate, PageSet, SourceVm,
+    VmEvent,
+};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::channel_io::Sender;
@@ -94,6 +97,8 @@ pub(crate) struct Captured {
     pub device_state: DeviceStateKind,
     /// Bytes that the guest wrote to its disks.
     pub disk_bytes: u64,
+    /// What it wrote in memory within a second, if one is over.
+    pub window: Option<DirtySummary>,
 }
 
 /// Runs until the VM ends or the requests do.
@@ -108,6 +113,8 @@ pub(crate) async fn run(
     let mut held = false;
     // Kept from epoch to epoch: no allocation and few page faults while the guest is paused.
     let mut pages = PageSet::default();
+    // From the first checkpoint on: that one has all that was written during the first copy.
+    let mut window: Option<DirtyWindow> = None;
     // What the next seal is called.
     let mut next = None;
     loop {
@@ -130,6 +137,7 @@ pub(crate) async fn run(
                 sender,
                 newest,
             } => {
+                window = None;
                 next = Some(SealNumber {
                     epoch: newest.next(),
                     protection: Some(number.protection()),
@@ -139,7 +147,8 @@ pub(crate) async fn run(
             Request::Capture | Request::CaptureLast => {
                 held |= matches!(request, Request::CaptureLast);
                 match try_capture(&mut vm, gate.as_ref(), &place, held, next, &mut pages).await {
-                    Ok(captured) => {
+                    Ok(mut captured) => {
+                        captured.window = look(&mut window, &pages, vm.ram().len());
                         let after = captured.shipment.epoch.next();
                         next = next.map(|next| SealNumber {
                             epoch: after,
@@ -175,6 +184,17 @@ pub(crate) async fn run(
             return;
         }
     }
+}
+
+/// Takes the pages of a checkpoint into account, while the guest runs on. Says what a window had that is over.
+fn look(window: &mut Option<DirtyWindow>, pages: &PageSet, ram_bytes: u64) -> Option<DirtySummary> {
+    let now = Instant::now();
+    let Some(window) = window else {
+        *window = Some(DirtyWindow::new(ram_bytes, now));
+        return None;
+    };
+    window.add(&pages.ranges);
+    window.end(now)
 }
 
 fn lost(error: qemu_glue::Error) -> Outcome {
@@ -346,6 +366,7 @@ async fn try_capture(
             total,
         },
         disk_bytes: sealed.bytes,
+        window: None,
     })
 }
 

@@ -16,5 +16,5 @@ pub mod sample;
 pub mod signals;
 
 pub use recording::{Header, Recording};
-pub use sample::{Sample, Values};
+pub use sample::{Sample, Sampler, Values, Watched};
 pub use signals::{SIGNALS_VERSION, Signal, Source};

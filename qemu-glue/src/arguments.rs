@@ -63,6 +63,8 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) host: &'a str,
     /// The inherited end of the QMP socket.
     pub(crate) qmp_fd: RawFd,
+    /// The inherited socket at which somebody who watches may connect.
+    pub(crate) watch_fd: RawFd,
     /// The inherited ends of what device state is saved by, if it is.
     pub(crate) save: Option<SaveFds>,
     pub(crate) incoming: bool,
@@ -103,13 +105,14 @@ impl CommandLine<'_> {
         // VGA memory would travel with the device state of each checkpoint.
         option("-vga", "none".into());
         option("-display", "none".into());
-        let mut monitor = |id: &str, fd: RawFd| {
-            option("-chardev", format!("socket,id={id},fd={fd}").into());
+        let mut monitor = |id: &str, fd: RawFd, how: &str| {
+            option("-chardev", format!("socket,id={id},fd={fd}{how}").into());
             option("-mon", format!("chardev={id},mode=control").into());
         };
-        monitor("epochgate-qmp", self.qmp_fd);
+        monitor("epochgate-qmp", self.qmp_fd, "");
+        monitor("epochgate-watch", self.watch_fd, ",server=on,wait=off");
         if let Some(save) = self.save {
-            monitor("epochgate-save", save.qmp);
+            monitor("epochgate-save", save.qmp, "");
             option("-add-fd", add_fd(save.file).into());
         }
         if self.incoming {

@@ -29,6 +29,7 @@ use crate::page_hash::PageHashTracker;
 use crate::pagemap_scan::PagemapTracker;
 use crate::qmp::Qmp;
 use crate::sys::process::spawn_bound;
+use crate::watch_socket::WatchSocket;
 
 /// The shim that is preloaded into QEMU (shim/uffd_shim.c, built by build.rs).
 const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/uffd_shim.so"));
@@ -62,6 +63,7 @@ pub(crate) struct Launched {
     ram: Arc<GuestRam>,
     fingerprint: Fingerprint,
     sockets: PathBuf,
+    watch: WatchSocket,
     tracker_choice: TrackerChoice,
     second_process: Option<String>,
     device_state_choice: DeviceStateChoice,
@@ -99,6 +101,7 @@ impl Launched {
             Ok((ours, theirs)) => (Ok(ours), Some(theirs)),
             Err(reason) => (Err(reason), None),
         };
+        let (watch, watch_child) = WatchSocket::create(&sockets)?;
         let arguments = CommandLine {
             description,
             role: place.role,
@@ -108,6 +111,7 @@ impl Launched {
             runtime_dir: &place.runtime_dir,
             host: &place.host,
             qmp_fd: qmp_child.as_raw_fd(),
+            watch_fd: watch_child.fd(),
             save: save_child.as_ref().map(|ends| SaveFds {
                 file: ends.file.as_raw_fd(),
                 qmp: ends.qmp.as_raw_fd(),
@@ -125,7 +129,7 @@ impl Launched {
             .env("LD_PRELOAD", shim.preload())
             .env("EPOCHGATE_UFFD_FD", shim_child.as_raw_fd().to_string());
         tracing::debug!(?command, "starting QEMU");
-        let mut inherited = vec![qmp_child.into(), shim_child.into()];
+        let mut inherited = vec![qmp_child.into(), shim_child.into(), watch_child.into()];
         inherited.extend(
             save_child
                 .into_iter()
@@ -164,6 +168,7 @@ impl Launched {
             pid,
             ram,
             sockets,
+            watch,
             tracker_choice: description.dirty_tracker,
             second_process: second_process(&description.extra_args).cloned(),
             device_state_choice: description.device_state,
@@ -194,6 +199,11 @@ impl Launched {
 
     pub(crate) fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
+    }
+
+    /// Where somebody who watches may connect.
+    pub(crate) fn watch_socket(&self) -> &Path {
+        self.watch.path()
     }
 
     /// The path of this QEMU's socket for `purpose`.

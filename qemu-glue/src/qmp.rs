@@ -62,6 +62,14 @@ pub enum VmEvent {
     },
     /// The guest's kernel reported a panic.
     GuestPanicked,
+    /// The guest's kernel reported a crash from which it goes on to a kernel that looks into it.
+    GuestCrashLoaded,
+    /// The guest has not fed its watchdog.
+    Watchdog,
+    /// Somebody pressed the guest's power button.
+    PowerDown,
+    /// Memory of the host is broken where the guest's memory lies.
+    MemoryFailure,
     /// A disk request failed; with the action `stop` the guest is stopped until it is resumed.
     BlockIoError {
         /// The QEMU block node, or the device if the node has no name.
@@ -450,6 +458,10 @@ fn read_event(name: &str, data: Value) -> Option<VmEvent> {
             guest: by_guest(&data),
         },
         qmp::GUEST_PANICKED::NAME => VmEvent::GuestPanicked,
+        qmp::GUEST_CRASHLOADED::NAME => VmEvent::GuestCrashLoaded,
+        qmp::WATCHDOG::NAME => VmEvent::Watchdog,
+        qmp::POWERDOWN::NAME => VmEvent::PowerDown,
+        qmp::MEMORY_FAILURE::NAME => VmEvent::MemoryFailure,
         qmp::BLOCK_IO_ERROR::NAME => VmEvent::BlockIoError {
             node: Some(word(&data, "node-name"))
                 .filter(|n| !n.is_empty())

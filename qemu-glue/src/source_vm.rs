@@ -1,5 +1,6 @@
 //! A VM that runs its guest, and its checkpoints: stop, save, resume. Knows no epochs and no gateway.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use tokio::sync::broadcast;
 use crate::description::{DiskAttachment, Role, RuntimePlace, VmDescription};
 use crate::device_state::{DeviceState, DeviceStateKind, DeviceStream, SaveStream};
 use crate::dirty_pages::TrackerKind;
+use crate::dirty_watch::DirtyWatch;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::gate::{self, OutputGate};
@@ -90,6 +92,19 @@ impl SourceVm {
     /// Process id of QEMU.
     pub fn pid(&self) -> u32 {
         self.launched.pid()
+    }
+
+    /// Where somebody who watches the VM may connect and speak QMP ([`Observer`](crate::Observer)), beside the connection that drives it.
+    pub fn watch_socket(&self) -> &Path {
+        self.launched.watch_socket()
+    }
+
+    /// Watches what the guest writes, without copying it. The VM can't be protected any more then: there is one tracker.
+    ///
+    /// # Errors
+    /// Tracking by pagemap does not work here, or is already in use.
+    pub fn watch_dirty_pages(&self) -> Result<DirtyWatch> {
+        DirtyWatch::start(self.launched.choose_tracker()?, self.ram().len())
     }
 
     /// The guest's memory.

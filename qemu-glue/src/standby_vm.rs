@@ -1,6 +1,7 @@
 //! A QEMU that waits with a copy of the guest's memory and continues the guest when told. Knows no epochs.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -84,6 +85,11 @@ impl StandbyVm {
     /// Process id of QEMU.
     pub fn pid(&self) -> u32 {
         self.launched.pid()
+    }
+
+    /// As [`SourceVm::watch_socket`], before and after the takeover.
+    pub fn watch_socket(&self) -> &Path {
+        self.launched.watch_socket()
     }
 
     /// The memory that the guest will have.

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use qemu_glue::{Cut, OutputGate};
+use qemu_glue::{Cut, DirtySummary, OutputGate};
 
 use super::{Gate, SourceLoop, Times};
 use crate::checkpoint_channel::Frame;
 use crate::commit::{Event, Phase};
 use crate::ending::Ending;
 use crate::link::LinkEvent;
-use crate::report::{Report, emit, micros};
+use crate::report::{Activity, OutputCounts, Report, emit, micros, now_us};
 use crate::{gateway_task, vm_task};
 
 impl SourceLoop {
@@ -59,6 +59,24 @@ impl SourceLoop {
             Gate::There(gate) => gate.counts().held_bytes,
             Gate::Later { .. } => 0,
         }
+    }
+
+    fn tell_activity(&self, dirty: DirtySummary) {
+        let output = match &self.gate {
+            Gate::There(gate) => {
+                let counts = gate.counts();
+                Some(OutputCounts {
+                    packets: counts.packets,
+                    bytes: counts.bytes,
+                    held_bytes: counts.held_bytes,
+                    dropped: counts.dropped,
+                })
+            }
+            Gate::Later { .. } => None,
+        };
+        let t_us = now_us();
+        let activity = Activity { t_us, dirty, output };
+        emit(&self.reporter, Report::Activity(activity));
     }
 
     fn gate_attached(&mut self, gate: OutputGate) {
@@ -135,7 +153,11 @@ impl SourceLoop {
             device_bytes,
             device_state,
             disk_bytes,
+            window,
         } = captured;
+        if let Some(dirty) = window {
+            self.tell_activity(dirty);
+        }
         let epoch = shipment.epoch;
         self.beat.paused(Duration::from_micros(pause.total));
         emit(

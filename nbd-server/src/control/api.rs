@@ -38,6 +38,9 @@ use epoch_log::{Epoch, Generation};
 use serde::{Deserialize, Serialize};
 
 pub use super::clones::{CloneRequest, CloneStatus};
+pub use super::group_status::{
+    AttachmentKind, AttachmentStatus, DiskStatus, EpochTotals, GroupStatus,
+};
 pub use crate::gateway::ExportConfig;
 pub use crate::group::barriers::{MAX_ID_BYTES, Protection, SealNumber, valid_id};
 pub use crate::group::history::{Point, Rewound};
@@ -190,91 +193,6 @@ pub enum ModeName {
     Sync,
     /// Writes are held in epochs and committed together.
     Async,
-}
-
-/// What kind of attachment a client has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttachmentKind {
-    /// Opened by the plain name `group/disk`.
-    Plain,
-    /// Of the source that owns the group.
-    Source,
-    /// Of a standby: reads committed state, its writes are refused until the takeover.
-    Parked,
-    /// Reads an earlier point in time, or has a clone of one.
-    Past,
-    /// A kind of a newer gateway.
-    #[serde(other)]
-    Other,
-}
-
-/// One client's attachments to a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttachmentStatus {
-    /// The owner or standby id, or `-` for plain attachments.
-    pub name: String,
-    /// What it may do.
-    pub kind: AttachmentKind,
-    /// Open NBD connections.
-    pub connections: u32,
-}
-
-/// One disk of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskStatus {
-    /// Its name; the export is `group/name`.
-    pub name: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// READ requests answered.
-    pub reads: u64,
-    /// WRITE, TRIM and WRITE_ZEROES requests answered.
-    pub writes: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written (payload of WRITE only).
-    pub bytes_written: u64,
-}
-
-/// Everything there is to know about a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupStatus {
-    /// The group's name.
-    pub name: String,
-    /// Sync or async mode.
-    pub mode: ModeName,
-    /// The current generation.
-    pub generation: Generation,
-    /// The source that owns the group.
-    pub owner: Option<String>,
-    /// The standby that holds memory for `committed`.
-    pub holder: Option<String>,
-    /// The epoch since which the holder has held memory without a gap.
-    pub holder_since: Option<Epoch>,
-    /// The newest committed epoch.
-    pub committed: Epoch,
-    /// The newest epoch that is durable in the images.
-    pub applied: Epoch,
-    /// The epoch that takes writes now; none in sync mode.
-    pub open: Option<Epoch>,
-    /// Bytes held in memory by open, sealed and committed epochs.
-    pub bytes_held: u64,
-    /// The memory budget, in bytes.
-    pub budget: u64,
-    /// Sealed epochs that are not committed.
-    pub sealed: u64,
-    /// Committed epochs that are not applied.
-    pub backlog: u64,
-    /// Who is attached.
-    pub attachments: Vec<AttachmentStatus>,
-    /// How much of its past is kept, if it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub history: Option<HistoryStatus>,
-    /// The last thing that went wrong and still stands (an image that can't be written, a log that is full).
-    pub last_error: Option<String>,
-    /// The disks.
-    pub disks: Vec<DiskStatus>,
 }
 
 /// An export outside of any group, always in sync mode.

@@ -9,5 +9,6 @@ pub mod api;
 pub mod client;
 mod clones;
 mod exports;
+mod group_status;
 mod history;
 pub mod server;

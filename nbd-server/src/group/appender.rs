@@ -16,13 +16,37 @@ const STEP_BYTES: u64 = 4 << 20;
 /// Extents appended at once, for the same reason.
 const STEP_EXTENTS: usize = 4096;
 
+/// What a block is when blocks are counted, in bytes.
+const BLOCK: u64 = 4096;
+
 /// How far an epoch's data is in the log.
 #[derive(Debug)]
 struct Appending {
     cut: Arc<Cut>,
     disk: usize,
     cursor: Cursor,
+    blocks: Blocks,
     done: bool,
+}
+
+/// Counts the blocks that parts of disks lie in, in their order.
+#[derive(Debug, Clone, Copy, Default)]
+struct Blocks {
+    count: u64,
+    /// The last one that was counted: its disk and its number.
+    last: Option<(usize, u64)>,
+}
+
+impl Blocks {
+    fn add(&mut self, disk: usize, offset: u64, len: u64) {
+        let last = offset.saturating_add(len).saturating_sub(1) / BLOCK;
+        let mut first = offset / BLOCK;
+        if self.last == Some((disk, first)) {
+            first += 1;
+        }
+        self.count += (last + 1).saturating_sub(first);
+        self.last = Some((disk, last));
+    }
 }
 
 /// The sealed epochs that are not committed, oldest first.
@@ -47,6 +71,7 @@ impl Appender {
                     cut: Arc::clone(cut),
                     disk: 0,
                     cursor: Cursor::default(),
+                    blocks: Blocks::default(),
                     done: false,
                 });
             }
@@ -58,9 +83,16 @@ impl Appender {
         self.epochs.clear();
     }
 
-    /// The epoch is committed.
-    pub fn committed(&mut self, epoch: Epoch) {
-        self.epochs.retain(|appending| appending.cut.epoch > epoch);
+    /// The epoch is committed. Returns how many blocks of 4 KiB have data of it.
+    pub fn committed(&mut self, epoch: Epoch) -> u64 {
+        let mut blocks = 0;
+        self.epochs.retain(|appending| {
+            if appending.cut.epoch == epoch {
+                blocks = appending.blocks.count;
+            }
+            appending.cut.epoch > epoch
+        });
+        blocks
     }
 
     /// Everything sealed is in the log.
@@ -82,6 +114,7 @@ impl Appender {
         };
         let cut = Arc::clone(&appending.cut);
         let (mut disk, mut cursor) = (appending.disk, appending.cursor);
+        let mut blocks = appending.blocks;
         let mut extents = Vec::new();
         let mut bytes = 0;
         while bytes < STEP_BYTES && extents.len() < STEP_EXTENTS {
@@ -96,6 +129,7 @@ impl Appender {
             let content = log_content(content);
             if let epoch_log::Content::Data(_) = content {
                 bytes += len;
+                blocks.add(disk, offset, len);
             }
             extents.push(Extent {
                 disk: disk_number(disk),
@@ -108,7 +142,7 @@ impl Appender {
             let generation = log.state().generation;
             log.append(generation, cut.epoch, &extents)?;
         }
-        (appending.disk, appending.cursor) = (disk, cursor);
+        (appending.disk, appending.cursor, appending.blocks) = (disk, cursor, blocks);
         if disk == cut.overlays.len() {
             appending.done = true;
             failpoint::hit("gateway-after-append");
@@ -120,4 +154,21 @@ impl Appender {
 /// Number of a disk in the log; the number of disks was checked when the log was opened.
 fn disk_number(index: usize) -> u16 {
     u16::try_from(index).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_two_neighbours_counts_once() {
+        let mut blocks = Blocks::default();
+        blocks.add(0, 100, 200);
+        blocks.add(0, 4000, 200);
+        assert_eq!(blocks.count, 2);
+        blocks.add(0, 8192, 8192);
+        assert_eq!(blocks.count, 4);
+        blocks.add(1, 12_288, 1);
+        assert_eq!(blocks.count, 5, "the same number on another disk");
+    }
 }

@@ -372,17 +372,17 @@ impl Committer {
         let generation = self.log.state().generation;
         self.log.commit(generation, epoch, standby)?;
         failpoint::hit("gateway-after-commit-record");
-        self.count_commit(epoch);
-        self.appender.committed(epoch);
+        let blocks = self.appender.committed(epoch);
+        self.count_commit(epoch, blocks);
         Ok(())
     }
 
-    fn count_commit(&self, epoch: Epoch) {
+    fn count_commit(&self, epoch: Epoch, blocks: u64) {
         let core = self.shared.core();
         let cut = core.cuts.iter().find(|cut| cut.epoch == epoch);
         let bytes = cut.map_or(0, |cut| cut.data_bytes());
         let took = self.commit_asked.elapsed();
-        self.shared.commits.committed(took, bytes);
+        self.shared.commits.committed(took, bytes, blocks);
     }
 
     fn note_applied(&mut self) -> Result<(), GroupError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Group;
 use super::barriers::Phase;
 use super::disk::Disk;
-use crate::control::api::{AttachmentStatus, DiskStatus, GroupStatus, ModeName};
+use crate::control::api::{AttachmentStatus, DiskStatus, EpochTotals, GroupStatus, ModeName};
 use crate::metrics::Kind;
 
 impl Group {
@@ -45,6 +45,11 @@ impl Group {
             budget: self.shared.budget.limit(),
             sealed: barriers.sealed().0.saturating_sub(barriers.committed().0),
             backlog: barriers.committed().0.saturating_sub(barriers.applied().0),
+            epochs: EpochTotals {
+                count: self.shared.commits.count(),
+                bytes: self.shared.commits.bytes(),
+                blocks: self.shared.commits.blocks(),
+            },
             attachments: attachments.into_values().collect(),
             history: self.history().map(|history| history.past.status()),
             last_error: self.trouble(),
@@ -66,6 +71,7 @@ impl Disk {
     fn status(&self) -> DiskStatus {
         let meter = &self.meter;
         let changes = [Kind::Write, Kind::Trim, Kind::WriteZeroes];
+        let micros = |kinds: &[Kind]| kinds.iter().map(|kind| meter.micros(*kind)).sum();
         DiskStatus {
             name: self.name.clone(),
             size: self.image.size(),
@@ -73,6 +79,12 @@ impl Disk {
             writes: changes.into_iter().map(|kind| meter.requests(kind)).sum(),
             bytes_read: meter.bytes(Kind::Read),
             bytes_written: meter.bytes(Kind::Write),
+            flushes: meter.requests(Kind::Flush),
+            errors: meter.errors().map(|(_, count)| count).sum(),
+            in_flight: meter.in_flight(),
+            read_us: micros(&[Kind::Read]),
+            write_us: micros(&changes),
+            flush_us: micros(&[Kind::Flush]),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What COMMIT 2 takes in one group: time and size of every epoch that became durable.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::histogram::{Histogram, Reading};
@@ -26,6 +27,7 @@ const SIZES: usize = SIZE_BOUNDS.len() + 1;
 pub struct CommitMeter {
     nanos: Histogram<BUCKETS>,
     bytes: Histogram<SIZES>,
+    blocks: AtomicU64,
 }
 
 impl Default for CommitMeter {
@@ -33,21 +35,33 @@ impl Default for CommitMeter {
         Self {
             nanos: Histogram::new(&TIME_BOUNDS),
             bytes: Histogram::new(&SIZE_BOUNDS),
+            blocks: AtomicU64::default(),
         }
     }
 }
 
 impl CommitMeter {
-    /// An epoch with so many bytes of guest data is durable, `took` after its commit was asked for.
-    pub(crate) fn committed(&self, took: Duration, bytes: u64) {
+    /// An epoch with so many bytes of guest data, in so many blocks, is durable, `took` after its commit was asked for.
+    pub(crate) fn committed(&self, took: Duration, bytes: u64, blocks: u64) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.nanos.add(nanos, 1);
         self.bytes.add(bytes, 1);
+        self.blocks.fetch_add(blocks, Ordering::Relaxed);
     }
 
     /// Epochs that became durable.
     pub fn count(&self) -> u64 {
         self.nanos.count()
+    }
+
+    /// Bytes of guest data in all of them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.read().sum
+    }
+
+    /// Blocks of 4 KiB that they changed: one that was written twice in an epoch counts once, one of two epochs twice.
+    pub fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed)
     }
 
     /// Times, in nanoseconds.

@@ -174,6 +174,11 @@ impl Meter {
         self.kind(kind).bytes.load(Ordering::Relaxed)
     }
 
+    /// Microseconds from the receipt of requests of this kind to their answers, summed.
+    pub fn micros(&self, kind: Kind) -> u64 {
+        self.latencies(kind).sum / 1_000
+    }
+
     /// Requests that workers have and that are not answered.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)

@@ -330,6 +330,15 @@ impl Encoder<'_> {
         for group in groups {
             histogram(&mut family, &group.labels(), &group.commits.sizes(), 1.0)?;
         }
+        let mut family = self.0.encode_descriptor(
+            "group_epoch_blocks",
+            "Blocks of 4 KiB with guest data in the epochs that were committed",
+            None,
+            MetricType::Counter,
+        )?;
+        for group in groups {
+            count_of(&mut family, &group.labels(), group.commits.blocks())?;
+        }
         Ok(())
     }
 }

@@ -148,6 +148,11 @@ impl Lane {
         }
     }
 
+    /// Bytes of the packets that came, dropped ones left out.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.whole.saturating_sub(4 * self.packets)
+    }
+
     /// Position behind the last packet that is here as a whole.
     pub(crate) fn whole(&self) -> u64 {
         self.whole

@@ -63,6 +63,8 @@ pub enum Backlog {
 pub struct GateCounts {
     /// Packets that came, dropped ones left out.
     pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
     /// Packets dropped at the limit.
     pub dropped: u64,
     /// Bytes that wait now.
@@ -229,6 +231,7 @@ impl OutputGate {
         let sum = |count: fn(&Lane) -> u64| held.lanes.iter().map(count).sum();
         GateCounts {
             packets: sum(Lane::packets),
+            bytes: sum(Lane::bytes),
             dropped: sum(Lane::dropped),
             held_bytes: sum(Lane::held),
         }

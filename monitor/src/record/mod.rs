@@ -1,1 +1,0 @@
-//! Makes recordings of running VMs.
