@@ -126,7 +126,6 @@ async fn sends(address: String, rate: u64, counts: Arc<Counts>) {
     let chunk: Vec<u8> = (0..32 * 1024u32)
         .map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3])
         .collect();
-    #[allow(clippy::cast_precision_loss)]
     let pause = Duration::from_secs_f64(32.0 / rate.max(1) as f64);
     loop {
         if let Ok(Ok(mut socket)) = timeout(PATIENCE, TcpStream::connect(&address)).await {

@@ -32,9 +32,7 @@ pub fn of(folder: &Path) -> anyhow::Result<String> {
     let (mut samples, mut hosts, mut host_load) = (0, BTreeMap::new(), Vec::new());
     for entry in &set.entries {
         let header: &Header = entry.recording.header();
-        #[allow(clippy::cast_precision_loss)]
         let seconds = entry.recording.duration_ms() as f64 / 1000.0;
-        #[allow(clippy::cast_precision_loss)]
         let faulty = header.fault.as_ref().map_or(0.0, |fault| {
             (seconds - fault.at_ms as f64 / 1000.0).max(0.0)
         });

@@ -27,7 +27,6 @@ pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
     let mut sizes = Deck::new(SIZES.to_vec());
     let (mut runs, mut well, mut all) = (Vec::new(), 0, 0);
     while all < seconds {
-        #[allow(clippy::cast_precision_loss)]
         let behind = well as f64 <= all as f64 * HEALTHY_SHARE;
         let size = sizes.next(&mut random);
         let number = runs.len();

@@ -195,7 +195,6 @@ fn reference(labels: &mut Labels, answers: &[Answer], injected: Option<Instant>)
     let (before, after): (Vec<&Answer>, Vec<&Answer>) = answers
         .iter()
         .partition(|answer| injected.is_none_or(|at| answer.at < at));
-    #[allow(clippy::cast_precision_loss)]
     let share = |of: &[&Answer], good: fn(&Answer) -> bool| match of.len() {
         0 => "none".to_owned(),
         all => format!(
