@@ -11,6 +11,7 @@ use anyhow::Context;
 use monitor::Recording;
 use monitor::record::{Labels, Recorder};
 use monitor::recording::EXTENSION;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -52,6 +53,7 @@ pub async fn run(tools: &Tools, job: &Job, plan: &[Spec]) -> anyhow::Result<usiz
     let mut slots: Vec<u32> = (1..).take(job.parallel.clamp(1, 200)).collect();
     let mut tasks = JoinSet::new();
     let mut failed = 0;
+    let mut terminated = signal(SignalKind::terminate())?;
     loop {
         while let Some(slot) = slots.pop() {
             let Some(spec) = queue.next() else {
@@ -74,9 +76,9 @@ pub async fn run(tools: &Tools, job: &Job, plan: &[Spec]) -> anyhow::Result<usiz
             ended = tasks.join_next() => ended,
             stopped = tokio::signal::ctrl_c() => {
                 stopped?;
-                // What runs is dropped with its VMs, and done anew the next time.
-                anyhow::bail!("stopped; run it again to go on");
+                return Err(stop().into());
             }
+            _ = terminated.recv() => return Err(stop().into()),
         };
         let Some(ended) = ended else {
             return Ok(failed);
@@ -101,6 +103,11 @@ pub async fn run(tools: &Tools, job: &Job, plan: &[Spec]) -> anyhow::Result<usiz
             }
         }
     }
+}
+
+/// What runs is dropped with its VMs, and done anew the next time.
+fn stop() -> std::io::Error {
+    std::io::Error::other("stopped; run it again to go on")
 }
 
 fn file(job: &Job, spec: &Spec) -> PathBuf {

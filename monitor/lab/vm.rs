@@ -160,8 +160,8 @@ fn describe(tools: &Tools, spec: &Spec, tap: &Tap, dir: &Path) -> anyhow::Result
             root.display()
         ),
     );
-    // Ahead of the others, which Epochgate adds: the order on the bus is that of the guest's names.
-    option("-device", "virtio-blk-pci,drive=root,addr=2".to_owned());
+    // Behind those that Epochgate adds: the guest has them as vda, vdb, and this one as vdc.
+    option("-device", "virtio-blk-pci,drive=root".to_owned());
     option(
         "-netdev",
         format!("tap,id=net,ifname={},script=no,downscript=no", tap.name()),
