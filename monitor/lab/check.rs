@@ -66,16 +66,18 @@ async fn count(stand: &mut Stand) -> anyhow::Result<Counters> {
             .and_then(|text| text.parse::<u64>().ok())
             .unwrap_or(0)
     };
-    let net = |name: &str| {
-        let text = std::fs::read_to_string(format!(
-            "/sys/class/net/{}/statistics/{name}",
-            stand.vm.tap()
-        ));
-        text.ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(0)
-    };
-    let (sent, got) = (net("rx_bytes"), net("tx_bytes"));
+    // What the host receives from a tap, the guest has sent. /sys shows another namespace.
+    let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let line = devices
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(&format!("{}:", stand.vm.tap())));
+    let counters: Vec<u64> = line
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(|word| word.parse().unwrap_or(0))
+        .collect();
+    let net = |n: usize| counters.get(n).copied().unwrap_or(0);
+    let (sent, got) = (net(0), net(8));
     let blocks = stand
         .vm
         .qmp()
@@ -210,51 +212,51 @@ async fn one(
     result.with_context(|| format!("console: {console}"))
 }
 
+/// How long to wait for an effect, on a host with other work. Most are there at once.
+const PATIENCE: Duration = Duration::from_secs(240);
+
 async fn judge(
     stand: &mut Stand,
     spec: &Spec,
     load: Load,
     fault: Option<Fault>,
 ) -> anyhow::Result<(Seen, bool, String)> {
-    let Some(fault) = fault else {
-        let (warm, time) = if load.name == "boot" {
-            (1, 100)
-        } else {
-            (8, 20)
-        };
-        sleep(Duration::from_secs(warm)).await;
-        let seen = look(stand, Duration::from_secs(time)).await?;
-        let console = stand.vm.console();
-        let (good, evidence) = expected_of_load(load.name, &seen, &console);
-        return Ok((seen, good, format!("{evidence}; {}", spec.lines.join("; "))));
-    };
     sleep(Duration::from_secs(8)).await;
-    let planned = spec.fault.as_ref().context("a fault is planned")?;
     let before = stand.vm.console().len();
-    stand.inject(&planned.way).await?;
-    let settle = match fault.name {
-        "leak" | "swap_storm" | "soft_lockup" | "hard_lockup" | "zombies" | "disk_full"
-        | "runaway_log" => 40,
-        "panic_loop" => 60,
-        _ => 5,
-    };
-    sleep(Duration::from_secs(settle)).await;
-    let seen = look(stand, Duration::from_secs(12)).await?;
-    if let Some(shell) = &mut stand.shell {
-        // A guest that is too ill for that does not answer.
-        let _ = shell.run("look", Duration::from_secs(8)).await;
+    if let Some(planned) = &spec.fault {
+        stand.inject(&planned.way).await?;
+        sleep(Duration::from_secs(5)).await;
     }
-    let status = stand
-        .vm
-        .qmp()
-        .await?
-        .execute("query-status", serde_json::json!({}))
-        .await?;
-    let status = status["status"].as_str().unwrap_or_default().to_owned();
-    let console = stand.vm.console();
-    let said = console.get(before..).unwrap_or_default();
-    let (good, evidence) = expected_of_fault(fault.name, &seen, said, &status);
-    Ok((seen, good, evidence))
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = look(stand, Duration::from_secs(12)).await?;
+        let (good, evidence) = match fault {
+            None => expected_of_load(load.name, &seen, &stand.vm.console()),
+            Some(fault) => {
+                if let Some(shell) = &mut stand.shell {
+                    // A guest that is too ill for that does not answer.
+                    let _ = shell.run("look", Duration::from_secs(8)).await;
+                }
+                let status = stand
+                    .vm
+                    .qmp()
+                    .await?
+                    .execute("query-status", serde_json::json!({}))
+                    .await?;
+                let status = status["status"].as_str().unwrap_or_default().to_owned();
+                let console = stand.vm.console();
+                expected_of_fault(
+                    fault.name,
+                    &seen,
+                    console.get(before..).unwrap_or_default(),
+                    &status,
+                )
+            }
+        };
+        if good || Instant::now() > deadline {
+            return Ok((seen, good, evidence));
+        }
+    }
 }
 
 fn expected_of_load(name: &str, s: &Seen, console: &str) -> (bool, String) {
@@ -265,7 +267,7 @@ fn expected_of_load(name: &str, s: &Seen, console: &str) -> (bool, String) {
         "idle" => (works && s.cpu < 0.4, "quiet".into()),
         "night" => (works, "quiet but for its jobs".into()),
         "compile" | "cpu" | "crunch" | "memory" | "memory_stream" | "pipes" => {
-            (s.cpu > 0.3, "busy".into())
+            (s.cpu > 0.1, "busy".into())
         }
         "db_write" | "disk_random" | "app" => (s.writes > 1.0, "writes".into()),
         "db_read" => (s.cpu > 0.05, "queries".into()),
@@ -349,7 +351,8 @@ fn expected_of_fault(name: &str, s: &Seen, said: &str, status: &str) -> (bool, S
         ),
         "zombies" => {
             // Those that are dead count as tasks.
-            let tasks = field("tasks").and_then(|tasks| tasks.split('/').nth(1)?.parse::<u64>().ok());
+            let tasks =
+                field("tasks").and_then(|tasks| tasks.split('/').nth(1)?.parse::<u64>().ok());
             (
                 tasks.is_some_and(|tasks| tasks > 500),
                 format!("{tasks:?} tasks, {} zombies", number("zombies")),

@@ -80,8 +80,8 @@ pub const FAULTS: [Fault; 20] = [
         "leak",
         "a service leaks until the OOM killer ends it, is started again, and so on",
         |r, s| {
-            // Full after 20 to 60 s.
-            let kib = s.memory_mib * 1024 / r.random_range(20..=60);
+            // The memory is full after 10 to 30 s, and after as long again what can be swapped to.
+            let kib = s.memory_mib * 1024 / r.random_range(10..=30);
             line(&format!("RATE={kib} fault_leak"))
         },
     ),

@@ -50,7 +50,7 @@ impl Vm {
             .tempdir_in(&tools.scratch)?;
         let path = dir.path();
         sparse_copy(&tools.guest.join("data.img"), &path.join("data.img")).await?;
-        std::fs::File::create(path.join("swap.img"))?.set_len((spec.size.memory_mib * 3) << 20)?;
+        std::fs::File::create(path.join("swap.img"))?.set_len(spec.size.memory_mib << 20)?;
         let gateway = start_gateway(tools, path).await?;
         let tap = Tap::make(slot)?;
         let disks = DISKS.map(|disk| {
