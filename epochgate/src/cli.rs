@@ -7,6 +7,7 @@ pub(crate) mod clone;
 pub(crate) mod database;
 pub(crate) mod history;
 pub(crate) mod memory;
+pub(crate) mod monitor;
 pub(crate) mod overhead;
 
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ pub(crate) enum Command {
     Rewind(history::RewindArgs),
     /// Bring a group's committed epochs into its images, to leave Epochgate: they are plain raw files.
     Detach(DetachArgs),
+    /// Watch VMs from outside.
+    #[command(subcommand)]
+    Monitor(monitor::MonitorCommand),
     /// Look at the memory of a VM at earlier epochs, which its standby keeps.
     #[command(subcommand)]
     Memory(memory::MemoryCommand),

@@ -15,6 +15,7 @@ pub mod device_head;
 pub mod log;
 pub mod negotiation;
 pub mod packing;
+pub mod recording;
 pub mod replies;
 pub mod session;
 pub mod transmission;

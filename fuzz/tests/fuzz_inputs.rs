@@ -12,8 +12,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use fuzz_targets::{
-    bounds, checkpoint, configuration, control, device_head, log, negotiation, packing, session,
-    transmission,
+    bounds, checkpoint, configuration, control, device_head, log, negotiation, packing, recording,
+    session, transmission,
 };
 
 /// The inputs that are kept for a target.
@@ -110,6 +110,11 @@ fn the_checkpoint_channel_takes_every_kept_input() {
 #[test]
 fn packed_frames_take_every_kept_input() {
     runs("packing", packing::run, 20_000);
+}
+
+#[test]
+fn recordings_take_every_kept_input() {
+    runs("recording", recording::run, 10_000);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod history;
 mod log;
 mod log_recover;
 mod memory;
+mod monitor;
 mod protect;
 mod serve;
 mod standby;
@@ -59,6 +60,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Rewind(args) if args.with_memory => memory::rewind(&args),
         Command::Rewind(args) => history::rewind(&args),
         Command::Detach(args) => detach::run(&args),
+        Command::Monitor(command) => monitor::run(&command),
         Command::Memory(MemoryCommand::List(args)) => memory::list(&args),
         Command::Memory(MemoryCommand::Export(args)) => memory::export(&args),
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(&args),

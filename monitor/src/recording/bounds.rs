@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// Samples of one recording: 36 hours at one a second, 3.6 hours at ten. In memory that is about 90 MB.
-pub const MAX_SAMPLES: usize = 1 << 17;
+/// Samples of one recording: 18 hours at one a second, 1.8 hours at ten. In memory that is about 23 MB.
+pub const MAX_SAMPLES: usize = 1 << 16;
 
 /// Bytes of a file. All signals of a full recording, not compressed at all, are less.
-pub const MAX_FILE_BYTES: usize = 64 << 20;
+pub const MAX_FILE_BYTES: usize = 32 << 20;
 
 /// Bytes of the header as JSON.
 pub(super) const MAX_HEADER_BYTES: usize = 64 << 10;
@@ -24,7 +24,7 @@ pub(super) const MAX_NOTE_BYTES: usize = 8 << 10;
 pub(super) const MAX_MARKS: usize = 256;
 
 /// Bytes of all samples of a file before they are compressed.
-pub(super) const MAX_BODY_BYTES: usize = 64 << 20;
+pub(super) const MAX_BODY_BYTES: usize = 32 << 20;
 
 /// Recordings of a data set.
 pub(super) const MAX_RECORDINGS: usize = 10_000;

@@ -211,6 +211,7 @@ fn read_samples(preamble: &Preamble, body: &[u8]) -> Result<Recording, Recording
         return Err(invalid("its body is shorter than its header says"));
     }
     let mut recording = Recording::new(preamble.run.clone())?;
+    recording.samples.reserve_exact(count);
     let number = |column: usize, row: usize| {
         let byte = |plane: usize| {
             body.get((column * 4 + plane) * count + row)

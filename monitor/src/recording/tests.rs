@@ -187,7 +187,7 @@ fn lies_with_a_right_checksum_are_refused() {
 
 #[test]
 fn a_body_that_unpacks_to_more_than_its_header_says_is_refused() {
-    let bomb = zstd::bulk::compress(&vec![0; 512 << 20], 3).unwrap();
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
     let message = refusal(&forged(&small(), |_| (), Some(&bomb)));
     assert!(message.contains("its body: "), "{message}");
 }

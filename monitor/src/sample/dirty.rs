@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use qemu_glue::DirtySummary;
 
 use super::Values;
+use super::growth::single;
 use crate::signals::Signal;
 
 /// How old a window may be beyond twice its own length.
@@ -39,20 +40,20 @@ impl Dirty {
             whole => part as f64 / whole as f64,
         };
         let pages = window.pages as f64 / length.as_secs_f64().max(0.001);
-        values.set(Signal::DirtyPages, pages as f32);
+        values.set(Signal::DirtyPages, single(pages));
         values.set(
             Signal::DirtyShare,
-            (pages / window.ram_pages.max(1) as f64) as f32,
+            single(pages / window.ram_pages.max(1) as f64),
         );
         values.set(
             Signal::DirtyRegions,
-            share(window.regions, window.ram_regions) as f32,
+            single(share(window.regions, window.ram_regions)),
         );
-        values.set(Signal::DirtyEntropy, window.entropy as f32);
-        values.set(Signal::DirtyRun, share(window.pages, window.runs) as f32);
+        values.set(Signal::DirtyEntropy, single(window.entropy));
+        values.set(Signal::DirtyRun, single(share(window.pages, window.runs)));
         let repeat = window
             .repeated
-            .map(|repeated| share(repeated, window.pages) as f32);
+            .map(|repeated| single(share(repeated, window.pages)));
         values.set(Signal::DirtyRepeat, repeat);
     }
 }

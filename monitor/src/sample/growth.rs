@@ -30,16 +30,25 @@ impl<const N: usize> Growth<N> {
     }
 }
 
+/// With the precision that samples have.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "no measured value is near the bounds of an f32"
+)]
+pub(crate) fn single(value: f64) -> f32 {
+    value as f32
+}
+
 /// A difference in relation to a time, as samples hold it.
 pub(crate) fn per(grown: u64, time: f64) -> f32 {
-    (grown as f64 / time) as f32
+    single(grown as f64 / time)
 }
 
 /// Mean time in milliseconds of so many requests that took so long together; 0 if there were none.
 pub(crate) fn mean_ms(nanos: u64, requests: u64) -> f32 {
     match requests {
         0 => 0.0,
-        requests => (nanos as f64 / requests as f64 / 1e6) as f32,
+        requests => single(nanos as f64 / requests as f64 / 1e6),
     }
 }
 

@@ -3,6 +3,7 @@
 use qemu_glue::KvmFigure;
 
 use super::Values;
+use super::growth::single;
 use super::process::Spread;
 use crate::signals::Signal;
 
@@ -45,7 +46,7 @@ impl Kvm {
         if !halted.is_empty() {
             values.set(
                 Signal::KvmHalted,
-                Spread::of(halted.iter().map(|h| *h as f64)).mean as f32,
+                single(Spread::of(halted.iter().map(|h| *h as f64)).mean),
             );
         }
         let last = std::mem::replace(&mut self.last, now);
@@ -62,9 +63,9 @@ impl Kvm {
                 continue;
             }
             let spread = Spread::of(grown.into_iter());
-            values.set(*signal, spread.mean as f32);
+            values.set(*signal, single(spread.mean));
             if *signal == Signal::KvmExits {
-                values.set(Signal::KvmExitsSpread, spread.deviation as f32);
+                values.set(Signal::KvmExitsSpread, single(spread.deviation));
             }
         }
     }

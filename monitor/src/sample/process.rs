@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 
 use super::Values;
-use super::growth::{Growth, per};
+use super::growth::{Growth, per, single};
 use super::proc_text::{self, Stat};
 use crate::signals::Signal;
 
@@ -42,7 +42,8 @@ pub(crate) struct Known<'a> {
 
 impl Process {
     /// Fills in what can be had. `elapsed` is the time since the last sample, in seconds.
-    pub(crate) fn sample(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) {
+    /// Says whether the process is there.
+    pub(crate) fn sample(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) -> bool {
         if self.pid != known.pid {
             let text = std::mem::take(&mut self.text);
             *self = Process {
@@ -51,8 +52,19 @@ impl Process {
                 ..Process::default()
             };
         }
-        self.memory(known, elapsed, values);
+        let stat = self.read("stat").and_then(proc_text::stat);
+        // One that has ended is there until its parent has taken notice.
+        let Some(stat) = stat.filter(|stat| !matches!(stat.state, b'Z' | b'X')) else {
+            *self = Process::default();
+            return false;
+        };
+        if let Some([minor, major]) = self.faults.step([stat.minor_faults, stat.major_faults]) {
+            values.set(Signal::FaultsMinor, per(minor, elapsed));
+            values.set(Signal::FaultsMajor, per(major, elapsed));
+        }
+        self.memory(known, values);
         self.threads(known, elapsed, values);
+        true
     }
 
     /// Whether one of these threads is there no more: then they have to be asked for again.
@@ -69,7 +81,7 @@ impl Process {
         Some(&self.text)
     }
 
-    fn memory(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) {
+    fn memory(&mut self, known: Known<'_>, values: &mut Values) {
         let page = rustix::param::page_size() as u64;
         let resident = self.read("statm").and_then(proc_text::statm);
         let swapped = self
@@ -87,23 +99,10 @@ impl Process {
             );
             values.set(Signal::MemorySwapped, swapped.map(|kib| share(kib << 10)));
         }
-        let faults = self.read("stat").and_then(proc_text::stat);
-        let grown = match faults {
-            Some(stat) => self.faults.step([stat.minor_faults, stat.major_faults]),
-            None => {
-                self.faults.forget();
-                None
-            }
-        };
-        if let Some([minor, major]) = grown {
-            values.set(Signal::FaultsMinor, per(minor, elapsed));
-            values.set(Signal::FaultsMajor, per(major, elapsed));
-        }
     }
 
     fn threads(&mut self, known: Known<'_>, elapsed: f64, values: &mut Values) {
         let Ok(entries) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
-            self.threads.clear();
             return;
         };
         for thread in self.threads.values_mut() {
@@ -188,19 +187,19 @@ fn vcpu_values(vcpus: &[(u32, [u64; COUNTERS])], elapsed: f64, values: &mut Valu
         Spread::of(each.map(|grown| *grown as f64 / (elapsed * unit)))
     };
     let (run, wait) = (of(0, 1e9), of(1, 1e9));
-    values.set(Signal::VcpuRunMean, run.mean as f32);
-    values.set(Signal::VcpuRunMax, run.max as f32);
-    values.set(Signal::VcpuRunMin, run.min as f32);
-    values.set(Signal::VcpuRunSpread, run.deviation as f32);
-    values.set(Signal::VcpuWaitMean, wait.mean as f32);
-    values.set(Signal::VcpuWaitMax, wait.max as f32);
-    values.set(Signal::VcpuWaitMin, wait.min as f32);
-    values.set(Signal::VcpuWaitSpread, wait.deviation as f32);
-    values.set(Signal::VcpuSlices, of(2, 1.0).mean as f32);
+    values.set(Signal::VcpuRunMean, single(run.mean));
+    values.set(Signal::VcpuRunMax, single(run.max));
+    values.set(Signal::VcpuRunMin, single(run.min));
+    values.set(Signal::VcpuRunSpread, single(run.deviation));
+    values.set(Signal::VcpuWaitMean, single(wait.mean));
+    values.set(Signal::VcpuWaitMax, single(wait.max));
+    values.set(Signal::VcpuWaitMin, single(wait.min));
+    values.set(Signal::VcpuWaitSpread, single(wait.deviation));
+    values.set(Signal::VcpuSlices, single(of(2, 1.0).mean));
     let ticks = rustix::param::clock_ticks_per_second().max(1) as f64;
-    values.set(Signal::VcpuSystem, of(3, ticks).mean as f32);
-    values.set(Signal::VcpuSwitchVoluntary, of(4, 1.0).mean as f32);
-    values.set(Signal::VcpuSwitchInvoluntary, of(5, 1.0).mean as f32);
+    values.set(Signal::VcpuSystem, single(of(3, ticks).mean));
+    values.set(Signal::VcpuSwitchVoluntary, single(of(4, 1.0).mean));
+    values.set(Signal::VcpuSwitchInvoluntary, single(of(5, 1.0).mean));
 }
 
 /// How values are spread; all 0 if there are none.
@@ -237,7 +236,11 @@ impl Spread {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
     use std::time::{Duration, Instant};
 
     use super::*;

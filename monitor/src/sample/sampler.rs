@@ -199,15 +199,15 @@ impl Sampler {
         let elapsed = since.unwrap_or(LIMIT).as_secs_f64().max(1e-3);
         let mut values = Values::MISSING;
         let status = self.find().await;
-        let checkpoints = status.as_ref().is_some_and(Status::takes_checkpoints);
-        self.ask_qemu(checkpoints, elapsed, &mut values).await;
+        // First what is there at once: its time must not depend on who answers late.
+        let mut is_there = false;
         if let Some(pid) = self.pid {
             let known = Known {
                 pid,
                 vcpus: self.qemu.vcpus(),
                 ram_bytes: Some(self.facts.ram_bytes),
             };
-            self.process.sample(known, elapsed, &mut values);
+            is_there = self.process.sample(known, elapsed, &mut values);
             self.network.sample(pid, elapsed, &mut values);
             if self
                 .qemu
@@ -217,19 +217,20 @@ impl Sampler {
                 self.qemu.ask_for_vcpus();
             }
         }
-        if let Some(gateway) = &mut self.gateway {
-            gateway.sample(elapsed, LIMIT, &mut values).await;
-        }
         let activity = status.as_ref().and_then(|status| status.activity.as_ref());
         let watched = self.watch.as_ref().and_then(DirtyWatch::latest);
-        self.dirty.sample(
-            watched.or(activity.map(|activity| activity.dirty)),
-            now,
-            &mut values,
-        );
+        let window = watched.or(activity.map(|activity| activity.dirty));
+        // A process that has ended writes nothing, and that says nothing.
+        self.dirty
+            .sample(window.filter(|_| is_there), now, &mut values);
         self.output.sample(activity, &mut values);
         self.own_gate(elapsed, &mut values);
         self.host.sample(elapsed, &mut values);
+        let checkpoints = status.as_ref().is_some_and(Status::takes_checkpoints);
+        self.ask_qemu(checkpoints, elapsed, &mut values).await;
+        if let Some(gateway) = &mut self.gateway {
+            gateway.sample(elapsed, LIMIT, &mut values).await;
+        }
         let at_ms = millis(now - self.began);
         Sample {
             at_ms,

@@ -5,8 +5,11 @@ use std::fmt;
 use crate::signals::{Signal, Source};
 
 /// A value for each signal. A value is a finite number, or it is missing.
-#[derive(Clone, Copy, PartialEq)]
-pub struct Values([Option<f32>; Signal::COUNT]);
+#[derive(Clone, Copy)]
+pub struct Values(
+    /// What is missing is NaN: half the room of options, and recordings have many of them.
+    [f32; Signal::COUNT],
+);
 
 /// The values of one instant.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,17 +24,19 @@ pub struct Sample {
 
 impl Values {
     /// All of them are missing.
-    pub const MISSING: Values = Values([None; Signal::COUNT]);
+    pub const MISSING: Values = Values([f32::NAN; Signal::COUNT]);
 
     /// The value; None if it is missing.
     pub fn get(&self, signal: Signal) -> Option<f32> {
-        self.0.get(signal.index()).copied().flatten()
+        let value = self.0.get(signal.index()).copied();
+        value.filter(|value| value.is_finite())
     }
 
     /// Sets it. What is not a finite number becomes missing.
     pub fn set(&mut self, signal: Signal, value: impl Into<Option<f32>>) {
         if let Some(slot) = self.0.get_mut(signal.index()) {
-            *slot = value.into().filter(|value| value.is_finite());
+            let value = value.into().filter(|value| value.is_finite());
+            *slot = value.unwrap_or(f32::NAN);
         }
     }
 
@@ -46,6 +51,13 @@ impl Values {
         Signal::ALL
             .iter()
             .map(|signal| (*signal, self.get(*signal)))
+    }
+}
+
+impl PartialEq for Values {
+    /// What is missing in both is the same.
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
     }
 }
 

@@ -1,0 +1,149 @@
+//! Arguments of `epochgate monitor`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MonitorCommand {
+    /// Record what a running VM looks like from outside, until it is told to stop. Nothing runs in the guest.
+    Record(RecordArgs),
+    /// Show what is in a recording.
+    Show(ShowArgs),
+    /// List the signals that are recorded, as docs/monitor.md has them.
+    Signals,
+}
+
+/// Which VM. One of `--config`, `--vm` and `--qmp`.
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, multiple = false, args = ["config", "vm", "qmp"])]
+pub(crate) struct VmArgs {
+    /// The VM that `epochgate protect` runs with this configuration file on this host.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The VM of this name that is protected on this host.
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+    /// Any QEMU: a QMP socket of it that nobody else uses.
+    #[arg(long, value_name = "SOCKET", requires = "pid")]
+    pub qmp: Option<PathBuf>,
+    /// Process id of that QEMU.
+    #[arg(long, value_name = "PID", requires = "qmp")]
+    pub pid: Option<u32>,
+    /// Where sources have their sockets, for `--vm`.
+    #[arg(long, value_name = "DIR", default_value = "/run/epochgate")]
+    pub runtime_dir: PathBuf,
+    /// Control socket of the gateway that serves the VM's disks. With `--config` it is known.
+    #[arg(long, value_name = "SOCKET")]
+    pub gateway: Option<PathBuf>,
+    /// Name of the VM's group there. With `--config` and `--vm` it is the VM's name.
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecordArgs {
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// The recording.
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+    /// Time between two samples, from 100ms to 10s.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+    /// End by itself after this time: 90s, 10m, 8h. Without: at SIGINT or SIGTERM.
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub length: Option<Duration>,
+    /// A label: `load=NAME`, `seed=NUMBER`, `note=TEXT`, or any other word as a tag. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// A fault that somebody makes while this runs, and when: KIND@FROM or KIND@FROM..UNTIL, times since the start, as `kernel_panic@90s`.
+    #[arg(long, value_name = "KIND@TIME", value_parser = fault)]
+    pub fault: Option<FaultAt>,
+    /// No progress; a line of JSON when it has begun, and one at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The recording.
+    pub file: PathBuf,
+    /// As JSON.
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
+    /// All samples as CSV: times in milliseconds, then a column for each signal; a missing value is an empty field.
+    #[arg(long)]
+    pub csv: bool,
+}
+
+/// A fault with its times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FaultAt {
+    pub kind: String,
+    pub from: Duration,
+    pub until: Option<Duration>,
+}
+
+/// A number with one of the units ms, s, m and h.
+fn duration(text: &str) -> Result<Duration, String> {
+    let at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("\"{text}\" is no time: 500ms, 10s, 5m or 8h are"))?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("\"{text}\" has no unit of time: ms, s, m or h")),
+    };
+    Ok(Duration::from_millis(number.saturating_mul(millis)))
+}
+
+fn fault(text: &str) -> Result<FaultAt, String> {
+    let (kind, times) = text.split_once('@').ok_or("a fault is written KIND@TIME")?;
+    let (from, until) = match times.split_once("..") {
+        Some((from, until)) => (from, Some(duration(until)?)),
+        None => (times, None),
+    };
+    Ok(FaultAt {
+        kind: kind.to_owned(),
+        from: duration(from)?,
+        until,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(duration("8h"), Ok(Duration::from_secs(28_800)));
+        assert!(duration("10").is_err());
+        assert!(duration("s").is_err());
+        assert!(duration("1.5s").is_err());
+    }
+
+    #[test]
+    fn faults_have_times() {
+        let until = |until| FaultAt {
+            kind: "hang".to_owned(),
+            from: Duration::from_secs(90),
+            until,
+        };
+        assert_eq!(fault("hang@90s"), Ok(until(None)));
+        assert_eq!(
+            fault("hang@90s..2m"),
+            Ok(until(Some(Duration::from_secs(120))))
+        );
+        assert!(fault("hang").is_err());
+        assert!(fault("hang@soon").is_err());
+    }
+}
