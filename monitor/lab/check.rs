@@ -283,7 +283,7 @@ fn expected_of_load(name: &str, s: &Seen, console: &str) -> (bool, String) {
 fn expected_of_fault(name: &str, s: &Seen, said: &str, status: &str) -> (bool, String) {
     let field = |key: &str| -> Option<&str> {
         let at = said
-            .rfind(&format!("LOOK "))
+            .rfind("LOOK ")
             .and_then(|_| said.rfind(&format!("{key}=")))?;
         said.get(at + key.len() + 1..)?.split_whitespace().next()
     };
