@@ -139,10 +139,10 @@ mod tests {
         let mut counts: BTreeMap<(bool, &str), usize> = BTreeMap::new();
         let mut sizes: HashSet<(u32, u64)> = HashSet::new();
         for run in &runs {
-            let key = run
-                .fault
-                .as_ref()
-                .map_or((false, &run.load), |fault| (true, &fault.kind));
+            let key = match &run.fault {
+                Some(fault) => (true, fault.kind.as_str()),
+                None => (false, run.load.as_str()),
+            };
             *counts.entry(key).or_default() += 1;
             sizes.insert((run.size.cpus, run.size.memory_mib));
             assert!(run.fault.is_none() || run.load != "boot");

@@ -12,10 +12,10 @@ use crate::spec::{Spec, Way};
 use crate::vm::{DISKS, Tools, Vm};
 
 /// How long a guest may take to start: there may be many of them on a few cores.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(600);
 
 /// How long a busy guest may take to hear a line.
-const HEAR: Duration = Duration::from_secs(60);
+const HEAR: Duration = Duration::from_secs(180);
 
 /// A VM under load.
 #[derive(Debug)]
