@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-db test check guest guest-db setup qemu10 bench build clean-runtime faults fuzz model simulate soak
+.PHONY: help demo demo-db test check guest guest-db guest-lab lab-check dataset setup qemu10 bench build clean-runtime faults fuzz model simulate soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EPOCHGATE := $(TARGET)/release/epochgate
@@ -58,6 +58,18 @@ guest: setup ## the small guest of tests and demo, in target/guest
 
 guest-db: setup ## a Debian guest with Redis on ext4, in target/guest-db
 	@tests/guest/build-db.sh
+
+guest-lab: setup ## a Debian guest with compiler, SQLite, nginx, fio and stress-ng, in target/guest-lab
+	@tests/guest/build-lab.sh
+
+lab-check: build guest-lab ## does each load and each fault of the laboratory do what it says? (as root or with sudo; ARGS="leak deadlock")
+	@cargo build --quiet --release --package monitor --example lab
+	@$(AS_ROOT) $(TARGET)/release/examples/lab --check --guest target/guest-lab --parallel $(or $(PARALLEL),2) $(ARGS)
+
+dataset: build guest-lab ## record the monitor's data set anew, or go on with it (DATASET=target/dataset HOURS=8.5 SEED=1 PARALLEL=4)
+	@cargo build --quiet --release --package monitor --example lab
+	@$(AS_ROOT) $(TARGET)/release/examples/lab --run --guest target/guest-lab --out $(or $(DATASET),target/dataset) \
+	  --hours $(or $(HOURS),8.5) --seed $(or $(SEED),1) --parallel $(or $(PARALLEL),4) $(ARGS)
 
 setup: ## install the Debian packages that are missing
 	@tests/scripts/setup.sh

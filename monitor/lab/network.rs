@@ -1,0 +1,105 @@
+//! The lab's network: a namespace of its own for all of it, and in it a tap for each VM. Gone when the lab ends.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+/// Says that this process is in the lab's namespace.
+const INSIDE: &str = "EPOCHGATE_LAB_NETWORK";
+
+/// Starts this program again in a network namespace of its own, unless it is in it.
+pub fn enter() -> anyhow::Result<()> {
+    if std::env::var_os(INSIDE).is_some() {
+        return ip(&["link", "set", "lo", "up"]);
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("the laboratory makes network devices, which needs root");
+    }
+    let me = std::env::current_exe()?;
+    let error = Command::new("unshare")
+        .arg("--net")
+        .arg(me)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "yes")
+        .exec();
+    Err(error).context("unshare (util-linux) can't be started")
+}
+
+/// The tap of one VM, with a network of two addresses; and ports of this machine for the probe, which goes another way.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    guest: String,
+    slot: u32,
+}
+
+impl Tap {
+    /// Makes it. `slot` is a number that no other running VM has.
+    pub fn make(slot: u32) -> anyhow::Result<Self> {
+        let name = format!("lab{slot}");
+        // What a run before has left.
+        let _ = ip(&["link", "del", &name]);
+        ip(&["tuntap", "add", "dev", &name, "mode", "tap"])?;
+        let tap = Self {
+            guest: format!("10.79.{slot}.2"),
+            name,
+            slot,
+        };
+        ip(&[
+            "addr",
+            "add",
+            &format!("10.79.{slot}.1/30"),
+            "dev",
+            &tap.name,
+        ])?;
+        ip(&["link", "set", &tap.name, "up"])?;
+        Ok(tap)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The guest's address.
+    pub fn guest(&self) -> &str {
+        &self.guest
+    }
+
+    /// The port of 127.0.0.1 that leads to a port of the guest.
+    pub fn probe_port(&self, port: u16) -> u16 {
+        let slot = u16::try_from(self.slot).unwrap_or(0);
+        20_000 + 2 * slot + u16::from(port == crate::probe::APP)
+    }
+
+    /// The same for QEMU.
+    pub fn forwards(&self) -> String {
+        let forward = |port| format!("hostfwd=tcp:127.0.0.1:{}-:{port}", self.probe_port(port));
+        [crate::probe::BEAT, crate::probe::APP]
+            .map(forward)
+            .join(",")
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = ip(&["link", "del", &self.name]);
+    }
+}
+
+fn ip(args: &[&str]) -> anyhow::Result<()> {
+    let ended = Command::new("ip")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .context("ip (iproute2) can't be started")?;
+    if !ended.status.success() {
+        bail!(
+            "ip {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&ended.stderr).trim()
+        );
+    }
+    Ok(())
+}
