@@ -6,10 +6,14 @@
 //! | [`sample`] | one measurement of all signals, and where each comes from |
 //! | [`recording`] | a file of samples with its labels: what data sets are made of |
 //! | [`record`] | makes recordings of running VMs |
+//! | [`judge`] | from opinions on windows to verdicts on a VM |
+//! | [`actions`] | what is done about a verdict, and what holds it back |
 //!
 //! Uses qemu-glue for QMP and dirty pages and nbd-server's client for the gateway. Knows no commit protocol: of a VM that is protected it
 //! reads what the protecting process tells in its status, as any other program could.
 
+pub mod actions;
+pub mod judge;
 pub mod record;
 pub mod recording;
 pub mod sample;
