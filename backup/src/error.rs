@@ -68,7 +68,7 @@ impl BackupError {
     }
 
     /// The place is at fault, and not what asked for it: an object is gone or is no longer what it was.
-    pub(crate) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         matches!(
             self,
             Self::Damaged { .. }

@@ -9,10 +9,15 @@ use crate::BackupError;
 use crate::format::manifest::{self, MOST_MANIFEST};
 use crate::format::{Id, Manifest, name};
 
+/// A pack, by its backup and its number there, and its length in bytes.
+pub(crate) type SizedPack = ((Id, u32), u64);
+
 /// Most objects of one kind that are looked at.
 const MOST_OBJECTS: usize = 50_000_000;
 /// Most backups in one place.
 const MOST_BACKUPS: usize = 1_000_000;
+/// Manifests that are read at once.
+const READERS: usize = 8;
 /// Longest note on the backup that is under way, in bytes.
 const MOST_PENDING: u64 = 1 << 20;
 
@@ -114,9 +119,25 @@ impl Repository {
         &self,
         group: Option<&str>,
     ) -> Result<(Vec<Manifest>, Vec<BackupError>), BackupError> {
+        let ids = self.ids(group)?;
+        let read = |ids: &[(String, Id)]| {
+            let manifests = ids.iter().map(|(group, id)| self.manifest(group, id));
+            manifests.collect::<Vec<_>>()
+        };
+        // From a bucket each takes its time.
+        let share = ids.len().div_ceil(READERS).max(1);
+        let read = std::thread::scope(|scope| {
+            let readers: Vec<_> = ids
+                .chunks(share)
+                .map(|ids| scope.spawn(move || read(ids)))
+                .collect();
+            let done = readers.into_iter().map(std::thread::ScopedJoinHandle::join);
+            done.collect::<Result<Vec<_>, _>>()
+        });
+        let read = read.map_err(|_| std::io::Error::other("a reader has failed"))?;
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for (group, id) in self.ids(group)? {
-            match self.manifest(&group, &id) {
+        for manifest in read.into_iter().flatten() {
+            match manifest {
                 Ok(manifest) => good.push(manifest),
                 Err(error) if error.is_damage() => bad.push(error),
                 Err(error) => return Err(error),
@@ -130,9 +151,10 @@ impl Repository {
     ///
     /// # Errors
     /// [`BackupError::Usage`] if there are several, or none.
-    pub fn group(&self, named: Option<&str>) -> Result<String, BackupError> {
-        if let Some(named) = named {
-            return Ok(named.to_owned());
+    pub fn group(&self, given: Option<&str>) -> Result<String, BackupError> {
+        if let Some(given) = given {
+            named("a group", given)?;
+            return Ok(given.to_owned());
         }
         let mut groups: Vec<String> = self
             .ids(None)?
@@ -222,7 +244,7 @@ impl Repository {
         &self,
         group: &str,
         id: Option<&Id>,
-    ) -> Result<Vec<((Id, u32), u64)>, BackupError> {
+    ) -> Result<Vec<SizedPack>, BackupError> {
         let folder = match id {
             Some(id) => format!("data/{group}/{id}"),
             None => format!("data/{group}"),

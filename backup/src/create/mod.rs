@@ -11,8 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nbd_server::control::api::{ErrorKind, Pin, Point};
-use nbd_server::control::client::ControlError;
+use nbd_server::control::api::{Pin, Point};
 use serde::Serialize;
 
 use crate::format::{
@@ -159,9 +158,11 @@ pub fn create(
     };
     repository.commit(&manifest)?;
     repository.set_pending(group, None)?;
-    // The pins of all earlier ones: their successor is complete.
-    for earlier in &before {
-        unpin(&gateway, group, &earlier.id.pin())?;
+    if let Err(error) = let_go(order, &before) {
+        // The backup is complete all the same, and the next one tries again.
+        watch.say(&format!(
+            "the pins of earlier backups are still there: {error}"
+        ));
     }
     Ok(Created {
         backup: id.to_string(),
@@ -213,7 +214,7 @@ fn begin(
                     let name = crate::repository::pack_name(group, &pack, number);
                     repository.objects.delete(&name)?;
                 }
-                unpin(gateway, group, &id.pin())?;
+                unpin(gateway, group, pins, &id)?;
             }
         }
     }
@@ -230,6 +231,11 @@ fn begin(
             "there is a backup {id} of group {group} already"
         )));
     }
+    if !repository.packs(group, Some(&id))?.is_empty() {
+        return Err(BackupError::Usage(format!(
+            "there are packs of an earlier backup {id} of group {group}, which others may need; take another name"
+        )));
+    }
     // First the note, so that a pin never is without one.
     let pending = Pending::new(&id, order.at.as_ref(), order.full);
     repository.set_pending(group, Some(&pending))?;
@@ -242,16 +248,24 @@ fn begin(
     }
 }
 
-/// One that is gone already is no error.
-fn unpin(gateway: &Gateway, group: &str, pin: &str) -> Result<(), BackupError> {
-    match gateway.unpin(group, pin) {
-        Ok(_)
-        | Err(ControlError::Refused {
-            kind: ErrorKind::BadRequest | ErrorKind::Refused,
-            ..
-        }) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Takes away the pins of all earlier backups: their successor is complete.
+fn let_go(order: &Order, before: &[Manifest]) -> Result<(), BackupError> {
+    // Hours may have passed on a connection that nobody used.
+    let gateway = Gateway::connect(&order.control)?;
+    let pins = pins(&gateway, &order.group)?;
+    for earlier in before {
+        unpin(&gateway, &order.group, &pins, &earlier.id)?;
     }
+    Ok(())
+}
+
+/// Takes the pin of a backup away, if it is one of `pins`.
+fn unpin(gateway: &Gateway, group: &str, pins: &[Pin], id: &Id) -> Result<(), BackupError> {
+    let name = id.pin();
+    if pins.iter().any(|pin| pin.name == name) {
+        gateway.unpin(group, &name)?;
+    }
+    Ok(())
 }
 
 fn pins(gateway: &Gateway, group: &str) -> Result<Vec<Pin>, BackupError> {

@@ -11,7 +11,7 @@ use nbd_server::storage::objects::Objects;
 use crate::format::pack::{Builder, Kind};
 use crate::format::{BLOCK, Digest, Entry, FAN, FormatError, Id, Located, compress, list};
 use crate::read::table;
-use crate::repository::pack_name;
+use crate::repository::{SizedPack, pack_name};
 use crate::{BackupError, Repository};
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Packs {
         repository: &Repository,
         group: &str,
         id: &Id,
-        earlier: &[((Id, u32), u64)],
+        earlier: &[SizedPack],
     ) -> Result<Self, BackupError> {
         let mut packs = Self {
             objects: repository.objects.clone(),

@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, Subcommand};
 #[derive(Debug, Subcommand)]
 pub(crate) enum MonitorCommand {
     /// Record what a running VM looks like from outside, until it is told to stop. Nothing runs in the guest.
-    Record(RecordArgs),
+    Record(Box<RecordArgs>),
     /// Show what is in a recording.
     Show(ShowArgs),
     /// List the signals that are recorded, as docs/monitor.md has them.

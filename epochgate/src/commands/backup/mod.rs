@@ -62,6 +62,9 @@ pub(crate) fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
         Err(BackupError::Stopped) => anyhow::bail!(
             "stopped; run the same command again, and the backup goes on where it was"
         ),
+        Err(error) if error.is_damage() && !args.full => anyhow::bail!(
+            "{error}; `epochgate backup verify` says more, and a backup made with --full needs nothing of what is there"
+        ),
         created => created.map_err(explain)?,
     };
     if args.control.json {
