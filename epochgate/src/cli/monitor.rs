@@ -6,11 +6,16 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for a moment")]
 pub(crate) enum MonitorCommand {
     /// Record what a running VM looks like from outside, until it is told to stop. Nothing runs in the guest.
     Record(Box<RecordArgs>),
     /// Show what is in a recording.
     Show(ShowArgs),
+    /// Learn a model from a folder of recordings with labels.
+    Train(TrainArgs),
+    /// Judge how well a model would do on loads and kinds of fault that it has never seen: each is left out of learning in turn.
+    Evaluate(EvaluateArgs),
     /// List the signals that are recorded, as docs/monitor.md has them.
     Signals,
 }
@@ -76,6 +81,48 @@ pub(crate) struct ShowArgs {
     /// All samples as CSV: times in milliseconds, then a column for each signal; a missing value is an empty field.
     #[arg(long)]
     pub csv: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LearnArgs {
+    /// Folder of recordings (`*.egrec`).
+    pub data_set: PathBuf,
+    /// How to learn: logistic, forest or boosted.
+    #[arg(long, value_name = "NAME", default_value = "forest", value_parser = method)]
+    pub method: monitor::model::Method,
+    /// Of what is random.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Windows to learn from.
+    #[arg(long, value_name = "COUNT", default_value_t = 6000)]
+    pub rows: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub learn: LearnArgs,
+    /// The model.
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    #[command(flatten)]
+    pub learn: LearnArgs,
+    /// All figures as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Learn so many models at a time.
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    pub threads: usize,
+}
+
+fn method(text: &str) -> Result<monitor::model::Method, String> {
+    let mut all = monitor::model::Method::ALL.into_iter();
+    all.find(|method| method.name() == text)
+        .ok_or_else(|| format!("\"{text}\" is none of logistic, forest, boosted"))
 }
 
 /// A fault with its times.

@@ -6,9 +6,13 @@
 //!                                                 └─▶ n are for it:     healthy, and *sound* ─▶ the time to go back to
 //! ```
 
+mod panel;
+
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
+
+pub use panel::Panel;
 
 /// What a model thinks of one window of samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,9 @@
 //! `epochgate monitor`: thin commands over the crate of that name.
 
+pub(crate) mod evaluate;
 pub(crate) mod record;
 pub(crate) mod show;
+pub(crate) mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +20,8 @@ pub(crate) fn run(command: &MonitorCommand) -> anyhow::Result<ExitCode> {
     match command {
         MonitorCommand::Record(args) => record::run(args),
         MonitorCommand::Show(args) => show::run(args),
+        MonitorCommand::Train(args) => train::run(args),
+        MonitorCommand::Evaluate(args) => evaluate::run(args),
         MonitorCommand::Signals => {
             print!("{}", signal_table());
             Ok(ExitCode::SUCCESS)

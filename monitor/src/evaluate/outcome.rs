@@ -1,0 +1,104 @@
+//! What came out of one fold: windows, verdicts, delays.
+
+use std::collections::BTreeMap;
+
+use crate::judge::Panel;
+use crate::learn::metrics::Counts;
+use crate::learn::{Label, Run};
+
+/// One fold, judged by one rival.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// What was left out.
+    pub fold: String,
+    /// Of windows.
+    pub counts: Counts,
+    /// Of windows: score, and whether it is faulty.
+    pub scored: Vec<(f32, bool)>,
+    /// Verdicts while there was no fault.
+    pub false_alarms: u64,
+    /// Time without a fault in which windows were judged.
+    pub normal_ms: u64,
+    /// For each fault with its kind, the seconds until the verdict; None: it was not found.
+    pub delays: Vec<(String, Option<f64>)>,
+    /// Windows by (true kind, said kind).
+    pub kinds: BTreeMap<(String, String), u64>,
+    /// Each recording.
+    pub lines: Vec<TimeLine>,
+}
+
+/// One recording, judged.
+#[derive(Debug, Clone)]
+pub struct TimeLine {
+    /// Its name.
+    pub name: String,
+    /// Seconds, score, whether there is a verdict.
+    pub points: Vec<(f64, f32, bool)>,
+    /// When its fault began, in seconds.
+    pub fault_at: Option<f64>,
+    /// From this score on windows count for a verdict.
+    pub alarm: f32,
+}
+
+#[allow(clippy::cast_precision_loss, reason = "times in a recording")]
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+impl Outcome {
+    pub(super) fn new(fold: &str) -> Self {
+        Self {
+            fold: fold.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Counts one recording.
+    pub(super) fn judge(
+        &mut self,
+        run: &Run,
+        scored: &[(f32, Label)],
+        threshold: f32,
+        alarm: f32,
+        k: u32,
+        n: u32,
+    ) {
+        let mut panel = Panel::new(k, n);
+        let (mut was_ill, mut found) = (false, None);
+        let mut points = Vec::with_capacity(scored.len());
+        let mut last_ms = None;
+        for (row, (score, label)) in run.rows.iter().zip(scored) {
+            let is_ill = panel.push(*score >= alarm);
+            let since_fault = run.fault_at_ms.and_then(|at| row.at_ms.checked_sub(at));
+            if is_ill && !was_ill {
+                match (*label, since_fault) {
+                    (Label::Normal, _) => self.false_alarms += 1,
+                    (_, Some(delay)) if found.is_none() => found = Some(seconds(delay)),
+                    _ => {}
+                }
+            }
+            was_ill = is_ill;
+            points.push((seconds(row.at_ms), *score, is_ill));
+            if *label != Label::Between {
+                let faulty = *label == Label::Faulty;
+                self.counts.add(faulty, *score >= threshold);
+                self.scored.push((*score, faulty));
+            }
+            if *label == Label::Normal {
+                // A gap in a recording is not watched time.
+                let step = last_ms.map_or(0, |last| row.at_ms.saturating_sub(last));
+                self.normal_ms += step.min(u64::from(run.interval_ms) * 3);
+            }
+            last_ms = Some(row.at_ms);
+        }
+        if let Some(kind) = &run.fault {
+            self.delays.push((kind.clone(), found));
+        }
+        self.lines.push(TimeLine {
+            name: run.name.clone(),
+            points,
+            fault_at: run.fault_at_ms.map(seconds),
+            alarm,
+        });
+    }
+}

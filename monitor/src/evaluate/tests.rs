@@ -1,0 +1,59 @@
+//! Evaluation on plain values: nothing that is judged was learnt from, and figures are counted as they should be. No figure of it says
+//! anything of real VMs.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::learn::tests::data_set;
+
+#[test]
+fn folds_never_learn_from_what_they_judge() {
+    let mut table = Table::of(&data_set());
+    // Two of one family, with different loads and faults.
+    table.runs[1].family = Some(7);
+    table.runs[5].family = Some(7);
+    for scheme in Scheme::ALL {
+        let folds = folds::folds(&table, scheme, 1);
+        let mut judged: Vec<usize> = folds.iter().flat_map(|fold| fold.test.clone()).collect();
+        judged.sort_unstable();
+        assert_eq!(judged, (0..table.runs.len()).collect::<Vec<_>>());
+        for fold in &folds {
+            for train in &fold.train {
+                assert!(!fold.test.contains(train));
+                let (run, tests) = (&table.runs[*train], fold.test.iter());
+                for test in tests.map(|at| &table.runs[*at]) {
+                    assert_ne!(run.family, test.family);
+                    match scheme {
+                        Scheme::Loads => assert_ne!(run.load, test.load),
+                        Scheme::Faults => assert!(run.fault.is_none() || run.fault != test.fault),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_report_has_the_shape_that_is_promised() {
+    let table = Table::of(&data_set());
+    let options = Options {
+        rows: 200,
+        ..Options::default()
+    };
+    let report = evaluate(&table, &[], options, 2, &|_, _| ()).unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    for scheme in ["unseen_loads", "unseen_faults"] {
+        for figure in ["f1", "auc", "precision", "recall"] {
+            assert!(
+                json[scheme][figure].is_number(),
+                "{scheme} {figure}: {json}"
+            );
+        }
+        for rival in ["fixed_thresholds", "without_dirty", "novelty"] {
+            assert!(json["baselines"][rival][scheme].is_object(), "{rival}");
+        }
+    }
+    assert!(json["false_alarms_per_vm_day"].is_number());
+    assert!(json["detection_delay_s"].get("p90").is_some());
+    assert_eq!(json["detection_delay_s"]["of"], 12);
+    assert_eq!(json["classifiers"].as_object().unwrap().len(), 3);
+}
