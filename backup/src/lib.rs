@@ -16,7 +16,7 @@
 //! then the packs go that no list names any more. A block of zeros is a mark in its list.
 //!
 //! SHA-256 because the guest chooses what is in the blocks: nobody must be able to make two of them that look alike. The bytes are described in
-//! [`format`].
+//! [`mod@format`].
 
 mod create;
 mod error;
