@@ -193,10 +193,10 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Record>, FormatError> {
     )
 }
 
-/// Checks every byte of a pack.
+/// Reads all of a pack: everything in it must be what its digest says.
 ///
 /// # Errors
-/// If one is not as it was written.
+/// If something is not. A bit that changes nothing of what comes out, as Zstandard has some in the head of a frame, is no damage.
 pub fn check(bytes: &[u8]) -> Result<Vec<Record>, FormatError> {
     let records = parse(bytes)?;
     for record in &records {
@@ -248,11 +248,18 @@ mod tests {
         }
 
         #[test]
-        fn every_altered_bit_is_found(contents in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..5), at: usize, bit in 0u8..8) {
+        fn an_altered_bit_is_found_or_changes_nothing(contents in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..5), at: usize, bit in 0u8..8) {
             let mut bytes = pack(&contents);
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
-            prop_assert!(check(&bytes).is_err(), "byte {}", at);
+            if let Ok(records) = check(&bytes) {
+                prop_assert_eq!(records.len(), contents.len(), "byte {}", at);
+                for ((number, record), content) in (0..).zip(&records).zip(&contents) {
+                    prop_assert_eq!((record.disk, record.number), (3, number), "byte {}", at);
+                    let stored = &bytes[record.offset as usize..][..record.stored as usize];
+                    prop_assert_eq!(&unpack(stored, &record.digest).unwrap(), content);
+                }
+            }
         }
 
         #[test]
