@@ -6,7 +6,6 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "there is one, for a moment")]
 pub(crate) enum MonitorCommand {
     /// Record what a running VM looks like from outside, until it is told to stop. Nothing runs in the guest.
     Record(Box<RecordArgs>),

@@ -96,8 +96,9 @@ impl Committer {
     }
 
     fn prepare(&mut self) -> Result<(), GroupError> {
-        if self.shared.core().barriers.holds() == Holds::Always {
-            // From here on a commit vouches for all that the disks hold. A process without history may have written to the images.
+        if self.shared.core().barriers.holds() != Holds::Protected {
+            // From here on a commit vouches for all that the disks hold, and a FLUSH does not look at the images. A process before this one may
+            // have written to them itself, and been killed.
             self.perform(&LogOp::SyncImages)?;
         }
         self.settle()?;

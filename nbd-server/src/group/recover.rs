@@ -9,9 +9,7 @@ use epoch_log::{Epoch, EpochLog, LogError, Mode};
 
 use super::history::{self, ColdSide, GroupHistory, Rewound, now_ms};
 use super::image::Image;
-use super::open::{
-    GroupConfig, GroupMode, LogPlace, OpenError, Progress, check, identities, log_options,
-};
+use super::open::{GroupConfig, LogPlace, OpenError, Progress, check, identities, log_options};
 use super::places::{open_images, open_log};
 
 /// An error of the log's replay or of an image under it.
@@ -95,13 +93,8 @@ pub(super) fn recover(
             total,
         });
     }
-    // A group that holds writes answers a FLUSH when they are committed, and does not look at the images. What a gateway before this one has
-    // written to them itself must be durable by then, even if that one was in sync mode and was killed.
-    let holds = config.mode == GroupMode::Async || config.keeps_history();
-    if holds || !recovered.unapplied.is_empty() {
-        sync_images(config, images)?;
-    }
     if let Some(last) = recovered.unapplied.last() {
+        sync_images(config, images)?;
         log.mark_applied(*last).map_err(log_error)?;
         if let Some(history) = &history {
             history.past.applied(*last);
