@@ -139,7 +139,7 @@ async fn a_webhook_gets_the_verdict() {
         .await
         .unwrap();
     let request = served.await.unwrap();
-    assert!(request.starts_with("POST /hook HTTP/1.0\r\n"), "{request}");
+    assert!(request.starts_with("POST /hook HTTP/1.1\r\n"), "{request}");
     assert!(request.contains("\"health\":\"faulty\""), "{request}");
 
     let (url, served) = answers("HTTP/1.1 403 Forbidden\r\n\r\n").await;

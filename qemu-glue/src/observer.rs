@@ -192,6 +192,11 @@ impl Observer {
         Ok(Observer { qmp: qmp? })
     }
 
+    /// The connection, for what does more than ask.
+    pub(crate) fn into_qmp(self) -> Qmp {
+        self.qmp
+    }
+
     /// QEMU's version, such as `7.2.22`.
     pub fn version(&self) -> &str {
         self.qmp.version()

@@ -1,19 +1,25 @@
 //! Carries orders out: child processes, HTTP requests and QMP, each in bounded time. Decides nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use hyper::client::conn::http1::handshake;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::order::{Address, Order};
 use super::{Action, Reach};
 use crate::judge::Verdict;
 
-/// Of what a program or a server says no more than this is read, in bytes.
+/// Of what a program says no more than this is read, in bytes.
 const MOST_SAID: u64 = 16 << 10;
 
 /// Why an order could not be carried out.
@@ -37,7 +43,10 @@ pub enum ActionError {
         /// The end of what it said.
         said: String,
     },
-    /// A server or QEMU refused.
+    /// QEMU did not do it.
+    #[error(transparent)]
+    Qemu(#[from] qemu_glue::Error),
+    /// A server refused.
     #[error("{who} answered: {said}")]
     Refused {
         /// Who.
@@ -104,9 +113,9 @@ impl Hands {
                     .env("EPOCHGATE_KIND", verdict.kind.as_deref().unwrap_or(""));
                 run(command, &said).await
             }
-            Order::Post(address) => post(address, &said).await,
+            Order::Post(address) => post(address, said).await,
             Order::Reset => match &self.reach.qmp {
-                Some(socket) => reset(socket).await,
+                Some(socket) => Ok(qemu_glue::reset(socket).await?),
                 None => Ok(()),
             },
         }
@@ -162,64 +171,34 @@ async fn run(mut command: Command, said: &str) -> Result<(), ActionError> {
     })
 }
 
-/// Sends `said` with POST; any 2xx is an answer. The exchange is so small that HTTP/1.0 does: the server closes when it has answered.
-async fn post(address: &Address, said: &str) -> Result<(), ActionError> {
-    let who = address.authority.clone();
-    let fail = |source| ActionError::Io {
-        what: format!("the webhook at {who}"),
-        source,
-    };
-    let mut stream = TcpStream::connect(&address.authority).await.map_err(fail)?;
-    let request = format!(
-        "POST {} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{said}",
-        address.path,
-        address.authority,
-        said.len()
-    );
-    stream.write_all(request.as_bytes()).await.map_err(fail)?;
-    let mut first = String::new();
-    let mut answer = BufReader::new(stream.take(MOST_SAID));
-    answer.read_line(&mut first).await.map_err(fail)?;
-    let status = first.split(' ').nth(1).unwrap_or_default();
-    if first.starts_with("HTTP/") && status.len() == 3 && status.starts_with('2') {
-        return Ok(());
-    }
-    Err(ActionError::Refused {
-        who: format!("the webhook at {who}"),
-        said: first.trim().to_owned(),
-    })
-}
-
-/// Resets a VM by QMP.
-async fn reset(socket: &Path) -> Result<(), ActionError> {
-    let who = format!("QEMU at {}", socket.display());
-    let fail = |source| ActionError::Io {
+/// Sends `said` with POST; any 2xx is an answer.
+async fn post(address: &Address, said: String) -> Result<(), ActionError> {
+    let who = format!("the webhook at {}", address.authority);
+    let io = |source| ActionError::Io {
         what: who.clone(),
         source,
     };
-    let stream = UnixStream::connect(socket).await.map_err(fail)?;
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read.take(MOST_SAID)).lines();
-    for command in [None, Some("qmp_capabilities"), Some("system_reset")] {
-        if let Some(command) = command {
-            let line = format!("{}\n", json!({ "execute": command }));
-            write.write_all(line.as_bytes()).await.map_err(fail)?;
+    let http = |error: hyper::Error| io(std::io::Error::other(error));
+    let stream = TcpStream::connect(&address.authority).await.map_err(io)?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(http)?;
+    let request = Request::post(&address.path)
+        .header(HOST, &address.authority)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(said)))
+        .map_err(|error| io(std::io::Error::other(error)))?;
+    // It ends with the sender, whatever becomes of the request.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "the connection of a webhook has ended");
         }
-        loop {
-            let line = lines.next_line().await.map_err(fail)?;
-            let line = line.ok_or_else(|| fail(std::io::ErrorKind::UnexpectedEof.into()))?;
-            let answer: Value = serde_json::from_str(&line).unwrap_or_default();
-            if answer.get("event").is_some() {
-                continue;
-            }
-            if let Some(error) = answer.get("error") {
-                return Err(ActionError::Refused {
-                    who: who.clone(),
-                    said: error.to_string(),
-                });
-            }
-            break;
-        }
+    });
+    let answer = sender.send_request(request).await.map_err(http)?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
     }
-    Ok(())
+    Err(ActionError::Refused {
+        who,
+        said: status.to_string(),
+    })
 }
