@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `loads`, `faults` | the kinds, with their parameters |
 //! | `plan`, `spec` | which of them are run on which sizes |
-//! | `vm`, `network`, `shell`, `qmp` | one VM, and the lab's ways into it |
+//! | `vm`, `protected`, `network`, `shell`, `qmp` | one VM, and the lab's ways into it |
 //! | `clients`, `http`, `probe` | what goes on outside of it |
 //! | `stand` | a VM under load, and the fault |
 //! | `runner`, `datasheet` | many of them, recorded, resumed, counted |
@@ -19,6 +19,7 @@ mod loads;
 mod network;
 mod plan;
 mod probe;
+mod protected;
 mod qmp;
 mod runner;
 mod shell;

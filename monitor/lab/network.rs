@@ -26,6 +26,9 @@ pub fn enter() -> anyhow::Result<()> {
     Err(error).context("unshare (util-linux) can't be started")
 }
 
+/// The hosts of a protected VM, both of them this machine. They are the last number of the address at which probes reach it there.
+pub const HOSTS: [&str; 2] = ["1", "2"];
+
 /// The tap of one VM, with a network of two addresses; and ports of this machine for the probe, which goes another way.
 #[derive(Debug)]
 pub struct Tap {
@@ -35,17 +38,19 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Makes it. `slot` is a number that no other running VM has.
-    pub fn make(slot: u32) -> anyhow::Result<Self> {
-        let name = format!("lab{slot}");
-        // What a run before has left.
-        let _ = ip(&["link", "del", &name]);
-        ip(&["tuntap", "add", "dev", &name, "mode", "tap"])?;
+    /// Makes it. `slot` is a number that no other running VM has. With `spare`, a second one that leads nowhere, for a standby.
+    pub fn make(slot: u32, spare: bool) -> anyhow::Result<Self> {
         let tap = Self {
             guest: format!("10.79.{slot}.2"),
-            name,
+            name: format!("lab{slot}-{}", HOSTS[0]),
             slot,
         };
+        for host in &HOSTS[..if spare { 2 } else { 1 }] {
+            let name = tap.of_host(host);
+            // What a run before has left.
+            let _ = ip(&["link", "del", &name]);
+            ip(&["tuntap", "add", "dev", &name, "mode", "tap"])?;
+        }
         ip(&[
             "addr",
             "add",
@@ -62,6 +67,11 @@ impl Tap {
         &self.name
     }
 
+    /// Name of the tap of a host: the second one leads nowhere.
+    pub fn of_host(&self, host: &str) -> String {
+        format!("lab{}-{host}", self.slot)
+    }
+
     /// The guest's address.
     pub fn guest(&self) -> &str {
         &self.guest
@@ -73,9 +83,14 @@ impl Tap {
         20_000 + 2 * slot + u16::from(port == crate::probe::APP)
     }
 
-    /// The same for QEMU.
-    pub fn forwards(&self) -> String {
-        let forward = |port| format!("hostfwd=tcp:127.0.0.1:{}-:{port}", self.probe_port(port));
+    /// The same for QEMU on a host.
+    pub fn forwards(&self, host: &str) -> String {
+        let forward = |port| {
+            format!(
+                "hostfwd=tcp:127.0.0.{host}:{}-:{port}",
+                self.probe_port(port)
+            )
+        };
         [crate::probe::BEAT, crate::probe::APP]
             .map(forward)
             .join(",")
@@ -84,7 +99,9 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        let _ = ip(&["link", "del", &self.name]);
+        for host in HOSTS {
+            let _ = ip(&["link", "del", &self.of_host(host)]);
+        }
     }
 }
 

@@ -6,13 +6,18 @@ use rand::{Rng, SeedableRng};
 
 use crate::faults::{FAULTS, Fault};
 use crate::loads::{self, LOADS, Load};
-use crate::spec::{FaultSpec, SIZES, Size, Spec};
+use crate::spec::{FaultSpec, SIZES, Size, Spec, Way};
 
 /// Of the VM time, the part of runs without a fault.
 const HEALTHY_SHARE: f64 = 0.45;
 
 /// Of the runs, those whose application has clients beside the load, also where no fault needs them: clients must not be a sign of faults.
 const CLIENTS_SHARE: f64 = 0.45;
+
+/// Every so many-th run is of a VM that Epochgate protects: the others of one that is only watched.
+const PROTECTED_EVERY: usize = 4;
+/// Milliseconds between its checkpoints, in turn.
+const CHECKPOINTS_MS: [u64; 3] = [100, 250, 50];
 
 /// Runs of so many seconds in all, at least, with every load and every fault in it about equally often.
 pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
@@ -79,6 +84,11 @@ pub fn spec(
         None => (random.random_range(210..=300), 0),
     };
     let kind = fault.map_or("none", |fault| fault.name);
+    let way = fault.map(|fault| fault.draw(random, size));
+    // A checkpoint waits until the disks have no requests: then neither hangs nor fails the disk as it is to.
+    let by_disk = matches!(way, Some(Way::DiskHangs | Way::DiskFails));
+    let is_protected = number % PROTECTED_EVERY == PROTECTED_EVERY - 1 && !by_disk;
+    let checkpoints_ms = CHECKPOINTS_MS[number / PROTECTED_EVERY % CHECKPOINTS_MS.len()];
     Spec {
         id: format!(
             "{number:03}-{}-{kind}-{}x{}",
@@ -89,9 +99,10 @@ pub fn spec(
         swap,
         lines: drawn.lines,
         clients: drawn.clients,
-        fault: fault.map(|fault| FaultSpec {
-            kind: fault.name.to_owned(),
-            way: fault.draw(random, size),
+        protected_ms: is_protected.then_some(checkpoints_ms),
+        fault: way.map(|way| FaultSpec {
+            kind: kind.to_owned(),
+            way,
         }),
         normal_s,
         faulty_s,

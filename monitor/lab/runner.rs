@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use monitor::Recording;
 use monitor::record::{Labels, Recorder};
 use monitor::recording::EXTENSION;
@@ -155,6 +155,10 @@ async fn record(job: &Job, spec: &Spec, stand: &mut Stand) -> anyhow::Result<(Re
         injected = Some(at);
         sleep_until(at + Duration::from_secs(spec.faulty_s)).await;
     }
+    // A VM that was given up meanwhile is not what the plan says.
+    if !stand.vm.is_as_planned().await {
+        bail!("the VM is not protected any more");
+    }
     let counts = &stand.clients.counts;
     reference(&mut labels, &stand.probe.answers(), injected);
     for (key, count) in [("clients.good", &counts.good), ("clients.bad", &counts.bad)] {
@@ -183,6 +187,9 @@ fn labels(job: &Job, spec: &Spec) -> Labels {
     });
     if let Some(way) = way {
         tag("fault.way", way);
+    }
+    if let Some(interval_ms) = spec.protected_ms {
+        tag("protected.interval_ms", interval_ms.to_string());
     }
     labels
 }

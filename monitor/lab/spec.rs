@@ -91,6 +91,9 @@ pub struct Spec {
     pub size: Size,
     /// Whether the guest swaps.
     pub swap: bool,
+    /// Milliseconds between two checkpoints, if the VM is protected.
+    #[serde(default)]
+    pub protected_ms: Option<u64>,
     /// Lines for the guest's shell that begin the load.
     pub lines: Vec<String>,
     /// What goes on outside.

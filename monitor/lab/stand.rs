@@ -33,21 +33,19 @@ pub struct Stand {
 impl Stand {
     /// Starts the VM, waits until it is up (but not for the load `boot`, of which that is a part), and begins the load.
     pub async fn start(tools: &Tools, spec: &Spec, slot: u32) -> anyhow::Result<Self> {
-        let vm = Vm::start(tools, spec, slot).await?;
+        let mut vm = Vm::start(tools, spec, slot).await?;
         let mut shell = None;
-        if spec.load != "boot" {
+        if spec.load == "boot" {
+            vm.protect().await?;
+        } else {
             let mut opened = vm.shell(BOOT).await?;
+            vm.protect().await?;
             for line in &spec.lines {
                 opened.run(line, HEAR).await?;
             }
             shell = Some(opened);
         }
-        let clients = Clients::start(
-            &spec.clients,
-            vm.address(),
-            spec.seed,
-            &vm.file("lab-qmp.sock"),
-        );
+        let clients = Clients::start(&spec.clients, vm.address(), spec.seed, &vm.lab_qmp());
         let probe = Probe::start(vm.probe_port(BEAT), vm.probe_port(APP));
         Ok(Self {
             vm,

@@ -9,7 +9,8 @@ use monitor::Watched;
 use qemu_glue::{Accelerator, DiskAttachment, RuntimePlace, SourceVm, VmDescription};
 use tokio::process::{Child, Command};
 
-use crate::network::Tap;
+use crate::network::{HOSTS, Tap};
+use crate::protected::{Arguments, Protected};
 use crate::qmp::Qmp;
 use crate::shell::Shell;
 use crate::spec::Spec;
@@ -32,11 +33,20 @@ pub struct Tools {
     pub accelerator: Accelerator,
 }
 
+/// Who runs a VM.
+#[derive(Debug)]
+enum Engine {
+    /// The lab itself, as Epochgate launches VMs.
+    Own(Box<SourceVm>),
+    /// `epochgate protect`.
+    Protected(Box<Protected>),
+}
+
 /// A VM that runs.
 #[derive(Debug)]
 pub struct Vm {
     // In the order in which they end.
-    source: Option<SourceVm>,
+    engine: Option<Engine>,
     gateway: Child,
     tap: Tap,
     dir: tempfile::TempDir,
@@ -52,20 +62,38 @@ impl Vm {
         sparse_copy(&tools.guest.join("data.img"), &path.join("data.img")).await?;
         std::fs::File::create(path.join("swap.img"))?.set_len(spec.size.memory_mib << 20)?;
         let gateway = start_gateway(tools, path).await?;
-        let tap = Tap::make(slot)?;
-        let disks = DISKS.map(|disk| {
-            DiskAttachment::unix(disk, path.join("nbd.sock"), format!("{NAME}/{disk}"))
-        });
-        let description = describe(tools, spec, &tap, path)?;
-        let mut source =
-            SourceVm::launch(&description, &RuntimePlace::source(path), &disks).await?;
-        source.resume().await?;
+        let tap = Tap::make(slot, spec.protected_ms.is_some())?;
+        let arguments = arguments(tools, spec, &tap, path)?;
+        let engine = match spec.protected_ms {
+            Some(interval_ms) => {
+                let launched = Protected::launch(tools, spec, interval_ms, path, &arguments);
+                Engine::Protected(Box::new(launched.await?))
+            }
+            None => Engine::Own(Box::new(launch(tools, spec, path, arguments).await?)),
+        };
         Ok(Self {
-            source: Some(source),
+            engine: Some(engine),
             gateway,
             tap,
             dir,
         })
+    }
+
+    /// If it is to be protected: waits until it is.
+    pub async fn protect(&mut self) -> anyhow::Result<()> {
+        match &mut self.engine {
+            Some(Engine::Protected(protected)) => protected.protect().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it is protected now, if it is to be.
+    pub async fn is_as_planned(&self) -> bool {
+        match &self.engine {
+            Some(Engine::Protected(protected)) => protected.is_protected().await,
+            Some(Engine::Own(_)) => true,
+            None => false,
+        }
     }
 
     /// A file of it.
@@ -90,39 +118,53 @@ impl Vm {
 
     /// Process id of its QEMU.
     pub fn pid(&self) -> Option<u32> {
-        self.source.as_ref().map(SourceVm::pid)
+        self.engine.as_ref().map(|engine| match engine {
+            Engine::Own(source) => source.pid(),
+            Engine::Protected(protected) => protected.pid(),
+        })
     }
 
     /// The VM as the monitor watches it: nothing of the lab is in it.
     pub fn watched(&self) -> anyhow::Result<Watched> {
-        let source = self.source.as_ref().context("the VM is gone")?;
-        let mut watched = Watched::qemu(source.watch_socket(), source.pid())
-            .with_gateway(self.file("gateway.sock"), NAME);
-        watched.dirty = Some(source.watch_dirty_pages()?);
-        Ok(watched)
+        let watched = match self.engine.as_ref().context("the VM is gone")? {
+            Engine::Own(source) => {
+                let mut watched = Watched::qemu(source.watch_socket(), source.pid());
+                watched.dirty = Some(source.watch_dirty_pages()?);
+                watched
+            }
+            Engine::Protected(protected) => protected.watched(),
+        };
+        Ok(watched.with_gateway(self.file("gateway.sock"), NAME))
     }
 
     /// What the guest's kernel has said.
     pub fn console(&self) -> String {
-        let text = std::fs::read(self.file("console.log")).unwrap_or_default();
+        let text = std::fs::read(self.file("console-source.log")).unwrap_or_default();
         String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Opens the guest's shell.
     pub async fn shell(&self, patience: Duration) -> anyhow::Result<Shell> {
-        let opened = Shell::open(&self.file("shell.sock"), patience).await;
+        let opened = Shell::open(&self.file("shell-source.sock"), patience).await;
         opened.with_context(|| format!("its console says: {}", tail(&self.console())))
     }
 
-    /// Opens a QMP connection of the lab's own.
+    /// The QMP socket of the lab's own.
+    pub fn lab_qmp(&self) -> PathBuf {
+        self.file("lab-qmp-source.sock")
+    }
+
+    /// Opens a QMP connection there.
     pub async fn qmp(&self) -> anyhow::Result<Qmp> {
-        Qmp::connect(&self.file("lab-qmp.sock")).await
+        Qmp::connect(&self.lab_qmp()).await
     }
 
     /// Ends it.
     pub async fn stop(mut self) {
-        if let Some(source) = self.source.take() {
-            source.kill().await;
+        match self.engine.take() {
+            Some(Engine::Own(source)) => (*source).kill().await,
+            Some(Engine::Protected(protected)) => (*protected).stop().await,
+            None => {}
         }
         // Its disks are of no use any more.
         let _ = self.gateway.kill().await;
@@ -135,22 +177,34 @@ pub fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(8)..].join(" | ")
 }
 
-fn describe(tools: &Tools, spec: &Spec, tap: &Tap, dir: &Path) -> anyhow::Result<VmDescription> {
+/// Starts it as Epochgate does, and lets the guest run.
+async fn launch(
+    tools: &Tools,
+    spec: &Spec,
+    dir: &Path,
+    arguments: Arguments,
+) -> anyhow::Result<SourceVm> {
     let guest = |name: &str| tools.guest.join(name);
-    let cmdline = std::fs::read_to_string(guest("cmdline"))
-        .context("there is no guest: run make guest-lab")?;
-    let swap = if spec.swap { "on" } else { "off" };
+    let disks = DISKS
+        .map(|disk| DiskAttachment::unix(disk, dir.join("nbd.sock"), format!("{NAME}/{disk}")));
     let mut description = VmDescription::new(NAME, spec.size.memory_mib);
     description.cpus = spec.size.cpus;
     description.accel = tools.accelerator;
     description.kernel = Some(guest("vmlinuz"));
     description.initrd = Some(guest("initrd.gz"));
-    description.append = Some(format!(
-        "{} lab.address={}/30 lab.swap={swap}",
-        cmdline.trim(),
-        tap.guest()
-    ));
-    let (root, dir) = (guest("root.img"), dir.display());
+    description.append = Some(arguments.kernel);
+    description.extra_args = arguments.qemu;
+    let place = RuntimePlace::source(dir).on(HOSTS[0]);
+    let mut source = SourceVm::launch(&description, &place, &disks).await?;
+    source.resume().await?;
+    Ok(source)
+}
+
+fn arguments(tools: &Tools, spec: &Spec, tap: &Tap, dir: &Path) -> anyhow::Result<Arguments> {
+    let cmdline = std::fs::read_to_string(tools.guest.join("cmdline"))
+        .context("there is no guest: run make guest-lab")?;
+    let swap = if spec.swap { "on" } else { "off" };
+    let (root, dir) = (tools.guest.join("root.img"), dir.display());
     let mut args: Vec<String> = Vec::new();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     option(
@@ -164,27 +218,36 @@ fn describe(tools: &Tools, spec: &Spec, tap: &Tap, dir: &Path) -> anyhow::Result
     option("-device", "virtio-blk-pci,drive=root".to_owned());
     option(
         "-netdev",
-        format!("tap,id=net,ifname={},script=no,downscript=no", tap.name()),
+        format!(
+            "tap,id=net,ifname={},script=no,downscript=no",
+            tap.of_host("{host}")
+        ),
     );
     option("-device", "virtio-net-pci,netdev=net,addr=10".to_owned());
     option(
         "-netdev",
-        format!("user,id=probe,restrict=on,{}", tap.forwards()),
+        format!("user,id=probe,restrict=on,{}", tap.forwards("{host}")),
     );
     option("-device", "virtio-net-pci,netdev=probe,addr=11".to_owned());
-    option("-serial", format!("file:{dir}/console.log"));
+    option("-serial", format!("file:{dir}/console-{{role}}.log"));
     option(
         "-chardev",
-        format!("socket,id=shell,path={dir}/shell.sock,server=on,wait=off"),
+        format!("socket,id=shell,path={dir}/shell-{{role}}.sock,server=on,wait=off"),
     );
     option("-serial", "chardev:shell".to_owned());
     option(
         "-chardev",
-        format!("socket,id=lab-qmp,path={dir}/lab-qmp.sock,server=on,wait=off"),
+        format!("socket,id=lab-qmp,path={dir}/lab-qmp-{{role}}.sock,server=on,wait=off"),
     );
     option("-mon", "chardev=lab-qmp,mode=control".to_owned());
-    description.extra_args = args;
-    Ok(description)
+    Ok(Arguments {
+        qemu: args,
+        kernel: format!(
+            "{} lab.address={}/30 lab.swap={swap}",
+            cmdline.trim(),
+            tap.guest()
+        ),
+    })
 }
 
 /// A copy with its holes, as the image is nearly empty.
