@@ -13,6 +13,7 @@ mod role;
 mod runtime;
 mod service;
 mod size;
+mod status_socket;
 
 use clap::Parser;
 

@@ -5,25 +5,22 @@
 
 pub(crate) mod commands;
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context;
 use coordinator::Ending;
 use coordinator::command::Command;
 use coordinator::report::{Report, Reporter, Stamped, Status};
 use qemu_glue::VmDescription;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::RoleArgs;
-use crate::exit::{Usage, usage};
+use crate::exit::usage;
 use crate::output;
 use crate::runtime;
 use crate::service;
+use crate::status_socket::{StatusSocket, listen, prepare_runtime_dir};
 
 /// Runs a role whose configuration has been checked but for its VM, to its end: `work` is given the place for its events and the
 /// signals to stop. With `--check` nothing runs.
@@ -64,12 +61,13 @@ pub(crate) fn run(
     })
 }
 
-/// A running role. Its socket is removed when it is dropped.
+/// A running role. Its sockets are removed when it is dropped.
 #[derive(Debug)]
 struct Role {
     status: Arc<Mutex<Status>>,
-    sockets: [PathBuf; 2],
+    commands_at: PathBuf,
     json: bool,
+    _answers: StatusSocket,
 }
 
 impl Role {
@@ -80,19 +78,15 @@ impl Role {
         runtime_dir: &Path,
         json: bool,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Command>)> {
-        let socket = runtime_dir.join(format!("{role}-{vm}.sock"));
-        if UnixStream::connect(&socket).await.is_ok() {
-            return Err(Usage(format!(
-                "a {role} of \"{vm}\" already runs on this host (it answers at {}); stop it first",
-                socket.display()
-            ))
-            .into());
-        }
-        let listener = listen(&socket)?;
+        let status = Arc::new(Mutex::new(Status::new(role, vm)));
+        let at_present = Arc::clone(&status);
+        let answers = StatusSocket::start(runtime_dir, role, vm, move || {
+            let status = at_present.lock().unwrap_or_else(PoisonError::into_inner);
+            serde_json::to_vec(&*status).unwrap_or_default()
+        })
+        .await?;
         let commands_at = command_socket(runtime_dir, role, vm);
         let commands_listener = listen(&commands_at)?;
-        let status = Arc::new(Mutex::new(Status::new(role, vm)));
-        tokio::spawn(answer(listener, Arc::clone(&status)));
         let (sender, commands) = mpsc::channel(1);
         tokio::spawn(commands::serve(
             commands_listener,
@@ -101,8 +95,9 @@ impl Role {
         ));
         let role = Self {
             status,
-            sockets: [socket, commands_at],
+            commands_at,
             json,
+            _answers: answers,
         };
         Ok((role, commands))
     }
@@ -129,9 +124,7 @@ impl Role {
 
 impl Drop for Role {
     fn drop(&mut self) {
-        for socket in &self.sockets {
-            let _ = std::fs::remove_file(socket);
-        }
+        let _ = std::fs::remove_file(&self.commands_at);
     }
 }
 
@@ -140,47 +133,10 @@ pub(crate) fn command_socket(runtime_dir: &Path, role: &str, vm: &str) -> PathBu
     runtime_dir.join(format!("{role}-{vm}.command"))
 }
 
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("the socket {} can't be made", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-async fn answer(listener: UnixListener, status: Arc<Mutex<Status>>) {
-    while let Ok((mut stream, _)) = listener.accept().await {
-        let text = {
-            let status = status.lock().unwrap_or_else(PoisonError::into_inner);
-            serde_json::to_vec(&*status).unwrap_or_default()
-        };
-        // The asker may be gone; nothing depends on it.
-        let _ = stream.write_all(&text).await;
-    }
-}
-
 /// A VM that ended as planned is good; one that was fenced or lost did not stay protected here.
 pub(crate) fn exit_code(ending: &Ending) -> ExitCode {
     match ending {
         Ending::Planned(_) => ExitCode::SUCCESS,
         Ending::Fenced(_) | Ending::Lost(_) => ExitCode::FAILURE,
     }
-}
-
-/// Makes the runtime directory, for its owner only, if it is missing.
-fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| {
-            format!(
-                "the runtime directory {} can't be made; set `runtime_dir` to one that you may write",
-                dir.display()
-            )
-        })
-        .map_err(usage)
 }

@@ -12,6 +12,7 @@
 //! | [`evaluate`] | how well models judge what they have never seen |
 //! | [`judge`] | from opinions on windows to verdicts on a VM |
 //! | [`actions`] | what is done about a verdict, and what holds it back |
+//! | [`watch`] | all of that for a VM that runs, from samples to actions |
 //!
 //! Uses qemu-glue for QMP and dirty pages and nbd-server's client for the gateway. Knows no commit protocol: of a VM that is protected it
 //! reads what the protecting process tells in its status, as any other program could.
@@ -26,6 +27,7 @@ pub mod record;
 pub mod recording;
 pub mod sample;
 pub mod signals;
+pub mod watch;
 
 pub use recording::{Header, Recording};
 pub use sample::{Sample, Sampler, Values, Watched};

@@ -11,6 +11,8 @@ pub(crate) enum MonitorCommand {
     Record(Box<RecordArgs>),
     /// Show what is in a recording.
     Show(ShowArgs),
+    /// Judge a running VM: say when something is wrong with it, and do what is configured then.
+    Watch(Box<WatchArgs>),
     /// Learn a model from a folder of recordings with labels.
     Train(TrainArgs),
     /// Judge how well a model would do on loads and kinds of fault that it has never seen: each is left out of learning in turn.
@@ -66,6 +68,33 @@ pub(crate) struct RecordArgs {
     #[arg(long, value_name = "KIND@TIME", value_parser = fault)]
     pub fault: Option<FaultAt>,
     /// No progress; a line of JSON when it has begun, and one at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// How to watch it, and what to do: docs/examples/monitor.toml is a commented one.
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+    /// Only check the settings.
+    #[arg(long)]
+    pub check: bool,
+    /// Do nothing to the VM; say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// A model that `epochgate monitor train` made, instead of the one that comes with Epochgate.
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Time between two samples, from 100ms to 10s; 1s unless the settings say otherwise.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub interval: Option<Duration>,
+    /// Serve metrics for Prometheus here, over HTTP: an address such as 127.0.0.1:9110, or the path of a unix socket.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+    /// Write every event to stdout as one line of JSON.
     #[arg(long)]
     pub json: bool,
 }

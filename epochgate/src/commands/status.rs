@@ -7,10 +7,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use coordinator::report::{State, Status};
+use monitor::judge::Health;
+use monitor::watch::Now;
 use nbd_server::control::api::{GatewayStatus, GroupStatus, ModeName};
 use nbd_server::control::client::Client;
 use nbd_server::group::history::rfc3339;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::cli::StatusArgs;
 use crate::output::{bytes, millis, shown};
@@ -19,45 +22,60 @@ use crate::runtime;
 /// A process that does not answer in this time is said to be silent.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// All that answers on this host.
 #[derive(Debug, Serialize)]
-struct Everything {
-    vms: Vec<Status>,
-    gateway: Option<GatewayStatus>,
+pub(super) struct Everything {
+    /// Sources and standbys.
+    pub vms: Vec<Status>,
+    /// What `epochgate monitor watch` says of VMs.
+    pub health: Vec<Now>,
+    /// The gateway.
+    pub gateway: Option<GatewayStatus>,
+}
+
+impl Everything {
+    /// Asks everybody.
+    pub(super) fn ask(args: &StatusArgs) -> anyhow::Result<Self> {
+        let default = args.runtime_dir.join("gateway.sock");
+        let socket = args.gateway.as_ref().unwrap_or(&default);
+        let mut vms: Vec<Status> = answers(&args.runtime_dir, &["source-", "standby-"]);
+        vms.sort_by(|a, b| (&a.vm, &a.role).cmp(&(&b.vm, &b.role)));
+        let mut health: Vec<Now> = answers(&args.runtime_dir, &["monitor-"]);
+        health.sort_by(|a, b| a.vm.cmp(&b.vm));
+        Ok(Self {
+            vms,
+            health,
+            gateway: gateway(socket, args.gateway.is_some())?,
+        })
+    }
 }
 
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let default = args.runtime_dir.join("gateway.sock");
-    let socket = args.gateway.as_ref().unwrap_or(&default);
-    let everything = Everything {
-        vms: roles(&args.runtime_dir),
-        gateway: gateway(socket, args.gateway.is_some())?,
-    };
+    let everything = Everything::ask(args)?;
     if args.json {
         println!("{}", serde_json::to_string(&everything)?);
     } else {
-        print(&everything, &args.runtime_dir, socket);
+        print(&everything, args);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every source and standby that answers in `dir`.
-fn roles(dir: &Path) -> Vec<Status> {
-    let mut found: Vec<Status> = std::fs::read_dir(dir)
+/// What is said at every socket in `dir` whose name begins so.
+fn answers<T: DeserializeOwned>(dir: &Path, prefixes: &[&str]) -> Vec<T> {
+    std::fs::read_dir(dir)
         .into_iter()
         .flatten()
         .flatten()
         .filter(|entry| {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            (name.starts_with("source-") || name.starts_with("standby-")) && name.ends_with(".sock")
+            prefixes.iter().any(|prefix| name.starts_with(prefix)) && name.ends_with(".sock")
         })
         .filter_map(|entry| ask(&entry.path()))
-        .collect();
-    found.sort_by(|a, b| (&a.vm, &a.role).cmp(&(&b.vm, &b.role)));
-    found
+        .collect()
 }
 
-fn ask(socket: &Path) -> Option<Status> {
+fn ask<T: DeserializeOwned>(socket: &Path) -> Option<T> {
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(LIMIT)).ok()?;
     let mut text = Vec::new();
@@ -82,19 +100,28 @@ fn gateway(socket: &Path, named: bool) -> anyhow::Result<Option<GatewayStatus>> 
     }
 }
 
-fn print(everything: &Everything, dir: &Path, socket: &Path) {
-    if everything.vms.is_empty() && everything.gateway.is_none() {
+fn print(everything: &Everything, args: &StatusArgs) {
+    let Everything {
+        vms,
+        health,
+        gateway,
+    } = everything;
+    if vms.is_empty() && health.is_empty() && gateway.is_none() {
+        let default = args.runtime_dir.join("gateway.sock");
         println!(
             "nothing runs here: no source or standby answers in {}, no gateway at {}",
-            dir.display(),
-            socket.display()
+            args.runtime_dir.display(),
+            args.gateway.as_ref().unwrap_or(&default).display()
         );
         return;
     }
-    for status in &everything.vms {
+    for status in vms {
         print_role(status);
     }
-    if let Some(gateway) = &everything.gateway {
+    for now in health {
+        print_health(now);
+    }
+    if let Some(gateway) = gateway {
         println!(
             "gateway   pid {}, version {}, listens on {}",
             gateway.pid,
@@ -166,6 +193,36 @@ fn print_role(status: &Status) {
     println!();
     if let Some(message) = &status.message {
         println!("          {message}");
+    }
+}
+
+fn print_health(now: &Now) {
+    let since = rfc3339(now.since_ms);
+    print!("monitor   {}  {} since {since}", now.vm, now.health.name());
+    if let Some(opinion) = &now.opinion {
+        print!(
+            ", score {:.2} (alarm from {:.2}), confidence {:.2}",
+            opinion.score, opinion.threshold, opinion.confidence
+        );
+        if let Some(kind) = &opinion.kind {
+            print!(", most like {kind}");
+        }
+    }
+    if !now.missing.is_empty() {
+        print!(", not measured: {}", now.missing.join(", "));
+    }
+    println!();
+    if let Some(lost) = &now.lost {
+        println!("          can't be seen: {lost}");
+    }
+    if matches!(now.health, Health::Faulty | Health::Strange) {
+        let reasons = now.opinion.iter().flat_map(|opinion| &opinion.reasons);
+        for reason in reasons {
+            println!("          {reason}");
+        }
+        if let Some(sound) = now.sound_until_ms {
+            println!("          it was sound at {}", rfc3339(sound));
+        }
     }
 }
 

@@ -123,7 +123,6 @@ impl ActionsConfig {
                 } if reach.memory.is_none() => {
                     return Err(needs("rewind with_memory", "memory"));
                 }
-                Action::Restart if reach.qmp.is_none() => return Err(needs("restart", "qmp")),
                 _ => {}
             }
         }
@@ -157,7 +156,7 @@ pub struct Reach {
     pub group: Option<String>,
     /// Control socket of the gateway.
     pub gateway: Option<PathBuf>,
-    /// A QMP socket of the VM that nobody else uses.
+    /// The QMP socket of the VM for whoever watches it. Whoever does leaves it before something is done there.
     pub qmp: Option<PathBuf>,
     /// Where the source has its sockets.
     pub runtime_dir: Option<PathBuf>,

@@ -34,6 +34,12 @@ impl Extractor {
         self.history.is_ready(now).then(|| self.window(sample, now))
     }
 
+    /// While something is wrong with the VM, what it does must not become what is usual for it: with `true` the minutes that windows are
+    /// compared with stay those before, however long that lasts.
+    pub fn hold(&mut self, hold: bool) {
+        self.history.hold(hold);
+    }
+
     fn window(&self, sample: &Sample, now: u64) -> Window {
         let missing: Vec<Source> = Source::ALL
             .into_iter()
@@ -119,6 +125,30 @@ mod tests {
         assert!(feature(&window, "net.out.packets.calm") > 3.0);
         assert!(feature(&window, "net.answers.change") < -6.0);
         assert_eq!(feature(&window, "net.in.packets.change"), 0.0);
+    }
+
+    #[test]
+    fn what_is_held_does_not_become_usual() {
+        for hold in [false, true] {
+            let mut extractor = Extractor::default();
+            let mut last = None;
+            for at in 1..=1000 {
+                let out = if at <= 100 { 400.0 } else { 0.0 };
+                last = extractor.push(&sample(at, &[(Signal::NetOutPackets, out)]));
+                if at == 110 {
+                    extractor.hold(hold);
+                }
+            }
+            let change = feature(last.as_ref().unwrap(), "net.out.packets.change");
+            assert_eq!(change < -6.0, hold, "{change}");
+            // And when it works again, that is what it did before.
+            extractor.hold(false);
+            for at in 1001..=1010 {
+                last = extractor.push(&sample(at, &[(Signal::NetOutPackets, 400.0)]));
+            }
+            let change = feature(last.as_ref().unwrap(), "net.out.packets.change");
+            assert_eq!(change.abs() < 0.1, hold, "{change}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::channels::CHANNELS;
 
 /// Lengths in milliseconds.
 const QUICK: u64 = 5_000;
-const WINDOW: u64 = 15_000;
+pub(super) const WINDOW: u64 = 15_000;
 pub(super) const RECENT: u64 = 20_000;
 const PAST: u64 = 320_000;
 /// Between two values of the past.
@@ -39,29 +39,52 @@ struct Row {
 pub(super) struct History {
     /// Oldest first, at most [`EVENTS`] long.
     recent: VecDeque<Row>,
-    /// Oldest first; nothing of the last [`RECENT`] is used of it.
+    /// Oldest first, in the time of [`History::clock`]; nothing of the last [`RECENT`] is used of it.
     past: VecDeque<Row>,
     usual: Vec<Option<Usual>>,
     usual_at: Option<u64>,
+    /// The past is not added to, and does not grow old.
+    hold: bool,
+    /// For so long it was held, in milliseconds.
+    held: u64,
+    last_ms: Option<u64>,
 }
 
 impl History {
+    /// From now on the past stays as it is, or is added to again.
+    pub(super) fn hold(&mut self, hold: bool) {
+        self.hold = hold;
+    }
+
+    /// Time of the past: it stands still while that is held.
+    fn clock(&self, at_ms: u64) -> u64 {
+        at_ms.saturating_sub(self.held)
+    }
+
     pub(super) fn push(&mut self, at_ms: u64, values: Vec<Option<f32>>) {
-        let due = |last: &Row| at_ms.saturating_sub(last.at_ms) >= PAST_STEP;
-        let row = Row { at_ms, values };
-        if self.past.back().is_none_or(due) {
-            self.past.push_back(row.clone());
+        let last_ms = self.last_ms.replace(at_ms).unwrap_or(at_ms);
+        if self.hold {
+            self.held += at_ms.saturating_sub(last_ms);
         }
-        self.recent.push_back(row);
-        let drop_older = |rows: &mut VecDeque<Row>, age: u64| {
-            while rows.front().is_some_and(|row| row.at_ms + age < at_ms) {
+        let clock = self.clock(at_ms);
+        let due = |last: &Row| clock.saturating_sub(last.at_ms) >= PAST_STEP;
+        if self.past.back().is_none_or(due) {
+            let values = values.clone();
+            self.past.push_back(Row {
+                at_ms: clock,
+                values,
+            });
+        }
+        self.recent.push_back(Row { at_ms, values });
+        let drop_older = |rows: &mut VecDeque<Row>, age: u64, now: u64| {
+            while rows.front().is_some_and(|row| row.at_ms + age < now) {
                 rows.pop_front();
             }
         };
-        drop_older(&mut self.recent, EVENTS);
-        drop_older(&mut self.past, PAST);
-        if self.usual_at.is_none_or(|last| last + REFRESH <= at_ms) {
-            self.refresh(at_ms);
+        drop_older(&mut self.recent, EVENTS, at_ms);
+        drop_older(&mut self.past, PAST, clock);
+        if self.usual_at.is_none_or(|last| last + REFRESH <= clock) {
+            self.refresh(clock);
         }
     }
 
@@ -69,12 +92,12 @@ impl History {
     pub(super) fn is_ready(&self, at_ms: u64) -> bool {
         self.past
             .front()
-            .is_some_and(|row| row.at_ms + RECENT + ENOUGH <= at_ms)
+            .is_some_and(|row| row.at_ms + RECENT + ENOUGH <= self.clock(at_ms))
     }
 
-    fn refresh(&mut self, at_ms: u64) {
-        self.usual_at = Some(at_ms);
-        let until = at_ms.saturating_sub(RECENT);
+    fn refresh(&mut self, clock: u64) {
+        self.usual_at = Some(clock);
+        let until = clock.saturating_sub(RECENT);
         let mut values = Vec::with_capacity(self.past.len());
         let rows = || self.past.iter().take_while(|row| row.at_ms < until);
         self.usual = (0..CHANNELS.len())

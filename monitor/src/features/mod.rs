@@ -35,3 +35,6 @@ pub use names::{Feature, Stat, features, named};
 
 /// Raised whenever a feature changes its meaning or the list changes.
 pub const FEATURES_VERSION: u32 = 1;
+
+/// A window looks back so far, in milliseconds; beside it only at what was usual.
+pub const WINDOW_MS: u64 = history::WINDOW;

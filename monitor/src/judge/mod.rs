@@ -3,13 +3,19 @@
 //!
 //! ```text
 //!   opinion on each window ──▶ the last n of them ──▶ k are against it: faulty, or strange     ─▶ verdict, when it changes
-//!                                                 └─▶ n are for it:     healthy, and *sound* ─▶ the time to go back to
+//!                                                 └─▶ n are for it:     healthy
+//!
+//!   no window against it for the *margin*  ─▶  *sound* until the margin before now  ─▶  the time to go back to
 //! ```
+//!
+//! A fault is there before it shows: while it begins the windows still look well. So the time to go back to lies before the last window
+//! that speaks for the VM, by the margin.
 
 mod panel;
 
 use std::collections::VecDeque;
 
+use nbd_server::group::history::TimeSpan;
 use serde::{Deserialize, Serialize};
 
 pub use panel::Panel;
@@ -72,14 +78,17 @@ pub struct Rule {
     pub of: usize,
     /// Windows of which less than this share of what the model knows was measured do not count, from 0 to 1.
     pub least_confidence: f64,
+    /// A VM is taken for sound until so long before the last window that speaks for it: longer than faults take to show.
+    pub margin: TimeSpan,
 }
 
 impl Default for Rule {
     fn default() -> Self {
         Self {
             windows: 4,
-            of: 6,
+            of: 5,
             least_confidence: 0.5,
+            margin: TimeSpan(30_000),
         }
     }
 }
@@ -137,6 +146,8 @@ pub struct Judge {
     rule: Rule,
     windows: VecDeque<Opinion>,
     health: Health,
+    /// Since when no window speaks against it.
+    sound_since_ms: Option<u64>,
     sound_until_ms: Option<u64>,
 }
 
@@ -148,6 +159,7 @@ impl Judge {
             rule,
             windows: VecDeque::with_capacity(rule.of.min(MOST_WINDOWS)),
             health: Health::Unknown,
+            sound_since_ms: None,
             sound_until_ms: None,
         }
     }
@@ -168,6 +180,7 @@ impl Judge {
     pub fn forget(&mut self) {
         self.windows.clear();
         self.health = Health::Unknown;
+        self.sound_since_ms = None;
     }
 
     /// One more window. A verdict if it changes how the VM is.
@@ -177,9 +190,7 @@ impl Judge {
             self.windows.pop_front();
         }
         let health = self.weigh();
-        if health == Health::Healthy && self.all_sound() {
-            self.sound_until_ms = self.windows.back().map(|window| window.to_ms);
-        }
+        self.note_sound(health);
         if health == self.health {
             return None;
         }
@@ -196,6 +207,20 @@ impl Judge {
             Health::Strange
         } else {
             Health::Healthy
+        }
+    }
+
+    /// Takes down until when the VM is sound. That never goes back.
+    fn note_sound(&mut self, health: Health) {
+        let newest = self.windows.back().map(|window| window.to_ms);
+        if health != Health::Healthy || !self.all_sound() {
+            self.sound_since_ms = None;
+            return;
+        }
+        self.sound_since_ms = self.sound_since_ms.or(newest);
+        let until = newest.map(|newest| newest.saturating_sub(self.rule.margin.0));
+        if until >= self.sound_since_ms {
+            self.sound_until_ms = self.sound_until_ms.max(until);
         }
     }
 

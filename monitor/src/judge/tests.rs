@@ -8,6 +8,7 @@ const RULE: Rule = Rule {
     windows: 3,
     of: 5,
     least_confidence: 0.5,
+    margin: TimeSpan(4_000),
 };
 
 fn opinion(second: u64, score: f64) -> Opinion {
@@ -45,7 +46,7 @@ fn one_window_alone_says_nothing() {
 #[test]
 fn enough_windows_make_a_verdict_with_the_time_before_the_first() {
     let mut judge = Judge::new(RULE);
-    hear(&mut judge, &[0.1; 10]);
+    hear(&mut judge, &[0.1; 20]);
     let verdicts = hear(&mut judge, &[0.9, 0.1, 0.8, 0.7]);
     let [verdict] = verdicts.as_slice() else {
         panic!("{verdicts:?}");
@@ -54,8 +55,29 @@ fn enough_windows_make_a_verdict_with_the_time_before_the_first() {
     assert_eq!(verdict.kind.as_deref(), Some("leak"));
     assert!((verdict.score - 0.8).abs() < 1e-9);
     assert_eq!(verdict.reasons, ["the guest's memory grows"]);
-    // The last window before the first that speaks against it.
-    assert_eq!(verdict.sound_until_ms, Some(9 * 1000 + 10_000));
+    // The margin before the last window of which nothing speaks against it.
+    assert_eq!(verdict.sound_until_ms, Some(19 * 1000 + 10_000 - 4_000));
+}
+
+#[test]
+fn a_doubt_begins_the_margin_anew() {
+    let mut judge = Judge::new(RULE);
+    hear(&mut judge, &[0.1; 20]);
+    let before = judge.sound_until_ms();
+    // Five windows until the doubt is out of sight, and then the margin: 4 s.
+    hear(&mut judge, &[0.9]);
+    hear(&mut judge, &[0.1; 8]);
+    assert_eq!(judge.sound_until_ms(), before);
+    hear(&mut judge, &[0.1]);
+    assert!(judge.sound_until_ms() > before);
+    judge.forget();
+    let kept = judge.sound_until_ms();
+    hear(&mut judge, &[0.1; 8]);
+    assert_eq!(
+        judge.sound_until_ms(),
+        kept,
+        "it was begun anew: what was sound stays"
+    );
 }
 
 #[test]
@@ -127,8 +149,9 @@ proptest! {
                 };
                 prop_assert!(enough, "{verdict:?} after {last:?}");
                 if let Some(sound) = verdict.sound_until_ms {
+                    // From then on, for the margin, nothing speaks against it.
                     let ends = usize::try_from((sound - 10_000) / 1000).unwrap();
-                    prop_assert!(scores[..=ends].iter().rev().take(RULE.of).all(|score| *score < 0.5));
+                    prop_assert!(scores[ends..=ends + 4].iter().all(|score| *score < 0.5));
                 }
             }
         }

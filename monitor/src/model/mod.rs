@@ -155,6 +155,14 @@ impl Model {
         format::decode(bytes)
     }
 
+    /// The one that comes with Epochgate, learnt from the data set in `monitor/dataset`.
+    ///
+    /// # Errors
+    /// It is of another version than this program, which a test rules out.
+    pub fn shipped() -> Result<Self, ModelError> {
+        Self::from_bytes(include_bytes!("../../models/default.egmodel"))
+    }
+
     /// Reads a file.
     ///
     /// # Errors

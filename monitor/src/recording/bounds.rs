@@ -30,5 +30,5 @@ pub(super) const MAX_BODY_BYTES: usize = 32 << 20;
 pub(super) const MAX_RECORDINGS: usize = 10_000;
 
 /// Distance of two samples: below, what is measured are the ticks of the host's clock; above, most faults are over.
-pub(crate) const INTERVAL: std::ops::RangeInclusive<Duration> =
+pub const INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(10);

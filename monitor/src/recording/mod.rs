@@ -17,8 +17,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 
-pub(crate) use bounds::INTERVAL;
-pub use bounds::{MAX_FILE_BYTES, MAX_SAMPLES};
+pub use bounds::{INTERVAL, MAX_FILE_BYTES, MAX_SAMPLES};
 pub use data_set::{DataSet, Entry};
 pub use error::RecordingError;
 pub use header::{Fault, Header, Host, Phase, VmSize};

@@ -104,6 +104,10 @@ impl Qemu {
         Ok(())
     }
 
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        self.link.as_ref().map(|link| link.socket.as_path())
+    }
+
     pub(crate) fn facts(&self) -> Option<&Facts> {
         self.link.as_ref().map(|link| &link.facts)
     }

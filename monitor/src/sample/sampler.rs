@@ -110,6 +110,8 @@ pub struct Sampler {
     /// When the last sample was taken.
     last: Option<Instant>,
     pid: Option<u32>,
+    /// The process that the last sample is of.
+    seen: Option<u32>,
     qemu: Qemu,
     process: Process,
     block: Block,
@@ -158,6 +160,7 @@ impl Sampler {
             started_ms: since_1970(),
             last: None,
             pid: Some(pid),
+            seen: Some(pid),
             qemu,
             process: Process::default(),
             block: Block::default(),
@@ -179,6 +182,16 @@ impl Sampler {
     /// Milliseconds since 1970 when it was started.
     pub(crate) fn started_ms(&self) -> u64 {
         self.started_ms
+    }
+
+    /// The QEMU that the last sample is of. None: it has ended, or whoever protects it does not tell where it is.
+    pub fn sampled_pid(&self) -> Option<u32> {
+        self.seen
+    }
+
+    /// The QMP socket that is in use, so that nobody else can connect there.
+    pub fn socket(&self) -> Option<&Path> {
+        self.qemu.socket()
     }
 
     /// Milliseconds since it was started.
@@ -217,6 +230,7 @@ impl Sampler {
                 self.qemu.ask_for_vcpus();
             }
         }
+        self.seen = self.pid.filter(|_| is_there);
         let activity = status.as_ref().and_then(|status| status.activity.as_ref());
         let watched = self.watch.as_ref().and_then(DirtyWatch::latest);
         let window = watched.or(activity.map(|activity| activity.dirty));

@@ -92,7 +92,7 @@ pub enum MetricsError {
 
 /// Serves until it is dropped.
 #[derive(Debug)]
-pub(crate) struct MetricsServer {
+pub struct MetricsServer {
     address: MetricsAddress,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
@@ -100,7 +100,7 @@ pub(crate) struct MetricsServer {
 }
 
 /// Makes the page. It may block.
-pub(crate) type Render = dyn Fn() -> String + Send + Sync;
+pub type Render = dyn Fn() -> String + Send + Sync;
 
 enum Listener {
     Tcp(std::net::TcpListener),

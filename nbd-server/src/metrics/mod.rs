@@ -18,6 +18,6 @@ mod tally;
 pub(crate) mod text;
 
 pub use commits::CommitMeter;
-pub use http::{MetricsAddress, MetricsError};
+pub use http::{MetricsAddress, MetricsError, MetricsServer, Render};
 pub use meter::{Kind, Meter};
 pub(crate) use tally::{Started, Tally};

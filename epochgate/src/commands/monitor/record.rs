@@ -17,7 +17,7 @@ use crate::runtime;
 
 pub(crate) fn run(args: &RecordArgs) -> anyhow::Result<ExitCode> {
     let labels = labels(&args.label)?;
-    let watched = super::watched(&args.vm)?;
+    let watched = super::Target::of(&args.vm)?.watched();
     // One thread is enough, and what watches must not be felt.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
