@@ -27,6 +27,8 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 mod tests {
     use super::*;
     use coordinator::{ProtectConfig, StandbyConfig};
+    use monitor::actions::Reach;
+    use monitor::watch::Settings;
     use nbd_server::gateway::GatewayConfig;
 
     fn example(name: &str) -> std::path::PathBuf {
@@ -40,6 +42,14 @@ mod tests {
         load::<ProtectConfig>(&example("vm.toml"))?.check()?;
         load::<StandbyConfig>(&example("standby.toml"))?.check()?;
         load::<GatewayConfig>(&example("gateway.toml"))?.check()?;
+        let settings: Settings = load(&example("monitor.toml"))?;
+        let reach = Reach {
+            gateway: Some("/run/epochgate/gateway.sock".into()),
+            memory: settings.memory.clone(),
+            state: settings.state.clone(),
+            ..Reach::default()
+        };
+        settings.check(&reach).map_err(anyhow::Error::msg)?;
         Ok(())
     }
 

@@ -101,7 +101,7 @@ impl Hands {
                 command.args(args);
                 run(command, &said).await
             }
-            Order::Program(words) => {
+            Order::Program { words, state } => {
                 let Some((program, args)) = words.split_first() else {
                     return Ok(());
                 };
@@ -110,7 +110,8 @@ impl Hands {
                     .args(args)
                     .env("EPOCHGATE_VM", &self.reach.vm)
                     .env("EPOCHGATE_VERDICT", verdict.health.name())
-                    .env("EPOCHGATE_KIND", verdict.kind.as_deref().unwrap_or(""));
+                    .env("EPOCHGATE_KIND", verdict.kind.as_deref().unwrap_or(""))
+                    .envs(state.iter().map(|dir| ("EPOCHGATE_STATE", dir)));
                 run(command, &said).await
             }
             Order::Post(address) => post(address, said).await,

@@ -35,7 +35,7 @@ pub enum Action {
         /// The memory, too: it goes on from there. Without, it boots from the disks as they were.
         #[serde(default)]
         with_memory: bool,
-        /// Starts the VM afterwards, such as `["systemctl", "start", "vm1"]`.
+        /// Starts the VM afterwards, such as `["systemctl", "start", "vm1"]`. Its memory is where `EPOCHGATE_STATE` says.
         #[serde(default)]
         then: Vec<String>,
     },
@@ -123,6 +123,11 @@ impl ActionsConfig {
                 } if reach.memory.is_none() => {
                     return Err(needs("rewind with_memory", "memory"));
                 }
+                Action::Rewind {
+                    with_memory: true, ..
+                } if reach.state.is_none() => {
+                    return Err(needs("rewind with_memory", "state"));
+                }
                 _ => {}
             }
         }
@@ -162,7 +167,7 @@ pub struct Reach {
     pub runtime_dir: Option<PathBuf>,
     /// Directory of the memory history.
     pub memory: Option<PathBuf>,
-    /// Where the memory of a VM that is set back is put.
+    /// Directory for the memory of a VM that is set back: each time one in it.
     pub state: Option<PathBuf>,
 }
 

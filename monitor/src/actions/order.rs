@@ -1,6 +1,7 @@
 //! Actions in the words of a command line or a request. Plain values in, plain values out.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use nbd_server::group::history::rfc3339;
 
@@ -13,7 +14,12 @@ pub enum Order {
     /// Runs `epochgate` with these arguments.
     Epochgate(Vec<OsString>),
     /// Runs a program that the administrator named.
-    Program(Vec<String>),
+    Program {
+        /// The program and its arguments.
+        words: Vec<String>,
+        /// Where the memory is with which the VM is to be started: in `EPOCHGATE_STATE`.
+        state: Option<PathBuf>,
+    },
     /// Sends the verdict there.
     Post(Address),
     /// Resets the VM.
@@ -72,12 +78,21 @@ pub fn pin_name(sound_ms: u64) -> String {
     format!("healthy-{sound_ms}")
 }
 
+/// The directory, among the states, of the one to which a VM is set back for this verdict.
+#[must_use]
+pub fn state_name(verdict: &Verdict) -> String {
+    format!("rewound-{}", verdict.at_ms)
+}
+
 /// What an action is made of. Empty for those that are only said, and for those that lack what [`super::ActionsConfig::check`] asks for.
 #[must_use]
 pub fn orders(action: &Action, verdict: &Verdict, reach: &Reach) -> Vec<Order> {
     match action {
         Action::Notify => Vec::new(),
-        Action::Command { run } => vec![Order::Program(run.clone())],
+        Action::Command { run } => vec![Order::Program {
+            words: run.clone(),
+            state: None,
+        }],
         Action::Webhook { url } => check_url(url).map(Order::Post).into_iter().collect(),
         Action::Restart => vec![Order::Reset],
         Action::PinHealthy => pin(verdict, reach).into_iter().collect(),
@@ -107,9 +122,15 @@ fn rewind(verdict: &Verdict, reach: &Reach, with_memory: bool, then: &[String]) 
     let to = format!("time={}", rfc3339(sound));
     let mut args = words(&["rewind", reach.group(), "--to", &to, "--force"]);
     args.extend(control(reach));
+    let mut state = None;
     if with_memory {
+        // A state that was started from is of no use again: each has a directory of its own.
+        state = reach
+            .state
+            .as_ref()
+            .map(|dir| dir.join(state_name(verdict)));
         args.push("--with-memory".into());
-        for (option, dir) in [("--memory", &reach.memory), ("--state", &reach.state)] {
+        for (option, dir) in [("--memory", &reach.memory), ("--state", &state)] {
             if let Some(dir) = dir {
                 args.extend([OsString::from(option), dir.into()]);
             }
@@ -117,7 +138,8 @@ fn rewind(verdict: &Verdict, reach: &Reach, with_memory: bool, then: &[String]) 
     }
     let mut orders = vec![Order::Epochgate(args)];
     if !then.is_empty() {
-        orders.push(Order::Program(then.to_vec()));
+        let words = then.to_vec();
+        orders.push(Order::Program { words, state });
     }
     orders
 }
@@ -179,6 +201,7 @@ mod tests {
             vm: "vm1".to_owned(),
             gateway: Some("/g".into()),
             memory: Some("/m".into()),
+            state: Some("/s".into()),
             ..Reach::default()
         };
         let then = vec!["start".to_owned()];
@@ -186,12 +209,15 @@ mod tests {
             with_memory: true,
             then: then.clone(),
         };
-        let line = "rewind vm1 --to time=1970-01-01T00:00:01Z --force --control /g --with-memory --memory /m";
+        let line = "rewind vm1 --to time=1970-01-01T00:00:01Z --force --control /g --with-memory --memory /m --state /s/rewound-2000";
         assert_eq!(
             orders(&action, &verdict, &reach),
             [
                 Order::Epochgate(line.split(' ').map(OsString::from).collect()),
-                Order::Program(then)
+                Order::Program {
+                    words: then,
+                    state: Some("/s/rewound-2000".into())
+                }
             ]
         );
         let unsound = Verdict {

@@ -22,7 +22,7 @@ pub struct Settings {
     pub metrics: Option<String>,
     /// Directory of the memory history, for `rewind` with memory.
     pub memory: Option<PathBuf>,
-    /// Where the memory of a VM that is set back is put.
+    /// Directory for the memory of a VM that is set back: each time one in it.
     pub state: Option<PathBuf>,
     /// What makes a verdict; none: as the model says.
     pub verdict: Option<Rule>,

@@ -33,7 +33,11 @@ pub(crate) fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     };
     let rule = settings.rule(&model.header().verdict);
     if args.check {
+        println!("the settings are right");
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(states) = &settings.state {
+        prepare_runtime_dir(states)?;
     }
     let hands = Hands {
         epochgate: std::env::current_exe().context("this program's own path is not known")?,
