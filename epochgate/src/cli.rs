@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Standby(RoleArgs),
     /// Say what is protected, and how.
     Status(StatusArgs),
+    /// Show the status again and again, with rates.
+    Top(TopArgs),
     /// Move a protected VM to its standby, without losing anything.
     Switchover(SwitchoverArgs),
     /// Set the disks of a VM back to a point of their past, or the whole VM with its memory. What is undone stays in the history.
@@ -212,17 +214,33 @@ pub(crate) struct SwitchoverArgs {
     pub json: bool,
 }
 
+/// Who is asked how things stand.
 #[derive(Debug, Args)]
-pub(crate) struct StatusArgs {
+pub(crate) struct AskArgs {
     /// Where sources and standbys have their sockets.
     #[arg(long, value_name = "DIR", default_value = "/run/epochgate")]
     pub runtime_dir: PathBuf,
     /// Control socket of the gateway. Default: gateway.sock in the runtime directory.
     #[arg(long, value_name = "PATH")]
     pub gateway: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub ask: AskArgs,
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub status: AskArgs,
+    /// Time between two pages, such as 500ms or 5s.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = monitor::duration)]
+    pub every: std::time::Duration,
 }
 
 #[derive(Debug, Subcommand)]

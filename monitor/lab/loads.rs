@@ -24,6 +24,42 @@ pub struct Drawn {
     pub lines: Vec<String>,
     /// What goes on outside.
     pub clients: Vec<Client>,
+    /// Loads that are part of it, by name.
+    pub parts: Vec<&'static str>,
+}
+
+impl Drawn {
+    /// Adds another one, beside this.
+    pub fn add(&mut self, load: &Load, other: Drawn) {
+        self.lines.extend(other.lines);
+        self.clients.extend(other.clients);
+        self.parts.push(load.name);
+        self.parts.extend(other.parts);
+    }
+}
+
+/// Ends all loads, for the guest's shell: they are its children, each in a session of its own, but for those that made another one.
+pub const STOP: &str = "for load in $(cat /proc/$$/task/$$/children); do kill -KILL -- -$load; done; \
+    killall -KILL nginx fio stress-ng make cc1 2>/dev/null; :";
+
+/// Loads that a VM of any size can have beside another one.
+const LIGHT: [&str; 10] = [
+    "night",
+    "db_write",
+    "db_read",
+    "web",
+    "app",
+    "log",
+    "disk_random",
+    "memory_stream",
+    "bursts",
+    "pipes",
+];
+
+/// One of those.
+pub fn light(random: &mut StdRng) -> &'static Load {
+    let name = LIGHT.choose(random).copied().unwrap_or("night");
+    named(name).unwrap_or(&LOADS[0])
 }
 
 impl Load {
@@ -138,7 +174,7 @@ pub fn named(name: &str) -> Option<&'static Load> {
 fn guest(line: String) -> Drawn {
     Drawn {
         lines: vec![line],
-        clients: Vec::new(),
+        ..Drawn::default()
     }
 }
 
@@ -157,6 +193,7 @@ fn boot(random: &mut StdRng, _: Size) -> Drawn {
         clients: vec![Client::Reset {
             every: random.random_range(45..=100),
         }],
+        ..Drawn::default()
     }
 }
 
@@ -200,6 +237,7 @@ fn web(random: &mut StdRng, _: Size) -> Drawn {
             rate: log_uniform(random, 2.0, most),
             connections: random.random_range(2..=16),
         }],
+        ..Drawn::default()
     }
 }
 
@@ -217,6 +255,7 @@ fn app(random: &mut StdRng, _: Size) -> Drawn {
     Drawn {
         lines: vec!["load_app".into()],
         clients: vec![app_clients(random, 40.0)],
+        ..Drawn::default()
     }
 }
 
@@ -229,6 +268,7 @@ fn download(random: &mut StdRng, _: Size) -> Drawn {
             rate: log_uniform(random, 0.2, 4.0),
             connections: random.random_range(1..=3),
         }],
+        ..Drawn::default()
     }
 }
 
@@ -239,6 +279,7 @@ fn upload(random: &mut StdRng, _: Size) -> Drawn {
             port: 9000,
             rate: random.random_range(200..=6_000),
         }],
+        ..Drawn::default()
     }
 }
 
@@ -349,24 +390,11 @@ fn bursts(random: &mut StdRng, size: Size) -> Drawn {
 }
 
 fn mixed(random: &mut StdRng, size: Size) -> Drawn {
-    let parts = [
-        "night",
-        "db_write",
-        "db_read",
-        "web",
-        "app",
-        "log",
-        "disk_random",
-        "memory_stream",
-        "bursts",
-        "pipes",
-    ];
     let mut both = Drawn::default();
-    for name in parts.choose_multiple(random, 2) {
+    for name in LIGHT.choose_multiple(random, 2) {
         if let Some(part) = named(name) {
             let drawn = part.draw(random, size);
-            both.lines.extend(drawn.lines);
-            both.clients.extend(drawn.clients);
+            both.add(part, drawn);
         }
     }
     both

@@ -5,8 +5,8 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::faults::{FAULTS, Fault};
-use crate::loads::{self, LOADS, Load};
-use crate::spec::{FaultSpec, SIZES, Size, Spec, Way};
+use crate::loads::{self, Drawn, LOADS, Load};
+use crate::spec::{Change, FaultSpec, SIZES, Size, Spec, Way};
 
 /// Of the VM time, the part of runs without a fault.
 const HEALTHY_SHARE: f64 = 0.45;
@@ -18,6 +18,11 @@ const CLIENTS_SHARE: f64 = 0.45;
 const PROTECTED_EVERY: usize = 4;
 /// Milliseconds between its checkpoints, in turn.
 const CHECKPOINTS_MS: [u64; 3] = [100, 250, 50];
+
+/// Of the runs, those whose load changes: a VM that begins to work, or has done its work, is not ill.
+const CHANGE_SHARE: [f64; 2] = [0.6, 0.3];
+/// Seconds without a change after the begin, and before a fault or the end.
+const STEADY_S: u64 = 50;
 
 /// Runs of so many seconds in all, at least, with every load and every fault in it about equally often.
 pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
@@ -84,11 +89,14 @@ pub fn spec(
         None => (random.random_range(210..=300), 0),
     };
     let kind = fault.map_or("none", |fault| fault.name);
+    let mut also: Vec<String> = drawn.parts.iter().map(|part| (*part).to_owned()).collect();
     let way = fault.map(|fault| fault.draw(random, size));
     // A checkpoint waits until the disks have no requests: then neither hangs nor fails the disk as it is to.
     let by_disk = matches!(way, Some(Way::DiskHangs | Way::DiskFails));
     let is_protected = number % PROTECTED_EVERY == PROTECTED_EVERY - 1 && !by_disk;
     let checkpoints_ms = CHECKPOINTS_MS[number / PROTECTED_EVERY % CHECKPOINTS_MS.len()];
+    let seed = random.random();
+    let change = change(load, fault.is_some(), size, normal_s, seed, &mut also);
     Spec {
         id: format!(
             "{number:03}-{}-{kind}-{}x{}",
@@ -106,8 +114,49 @@ pub fn spec(
         }),
         normal_s,
         faulty_s,
-        seed: random.random(),
+        also,
+        change,
+        seed,
     }
+}
+
+/// What the load changes to, from a seed of its own.
+fn change(
+    load: Load,
+    is_faulty: bool,
+    size: Size,
+    normal_s: u64,
+    seed: u64,
+    also: &mut Vec<String>,
+) -> Option<Change> {
+    let mut random = StdRng::seed_from_u64(!seed);
+    let wanted = random.random_bool(CHANGE_SHARE[usize::from(is_faulty)]);
+    if !wanted || load.name == "boot" || normal_s < 2 * STEADY_S {
+        return None;
+    }
+    let at_s = random.random_range(STEADY_S..=normal_s - STEADY_S);
+    let mut drawn = Drawn::default();
+    let was_quiet = ["idle", "night"].contains(&load.name);
+    let (ends, begins) = match random.random_range(0..10) {
+        _ if was_quiet => (false, true),
+        0..4 => (false, true),
+        4..7 => (true, false),
+        _ => (true, true),
+    };
+    if ends {
+        drawn.lines.push(loads::STOP.to_owned());
+    }
+    if begins {
+        let next = loads::light(&mut random);
+        let begun = next.draw(&mut random, size);
+        drawn.add(next, begun);
+    }
+    also.extend(drawn.parts.iter().map(|part| (*part).to_owned()));
+    Some(Change {
+        at_s,
+        lines: drawn.lines,
+        clients: drawn.clients,
+    })
 }
 
 /// Cards that are dealt until there are none, then shuffled and dealt again.

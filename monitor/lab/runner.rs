@@ -4,17 +4,18 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use monitor::Recording;
 use monitor::record::{Labels, Recorder};
-use monitor::recording::EXTENSION;
+use monitor::recording::{ALSO_TAG, EXTENSION};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use crate::clients::Counts;
 use crate::probe::{self, Answer};
 use crate::spec::{Spec, Way};
 use crate::stand::Stand;
@@ -145,6 +146,11 @@ async fn record(job: &Job, spec: &Spec, stand: &mut Stand) -> anyhow::Result<(Re
     let recorder = Recorder::start(stand.vm.watched()?, job.interval).await?;
     let begun = Instant::now() - Duration::from_millis(recorder.at_ms());
     recorder.mark_phase("load");
+    if let Some(change) = &spec.change {
+        sleep_until(begun + Duration::from_secs(change.at_s)).await;
+        recorder.mark_phase("change");
+        stand.change(change, spec).await?;
+    }
     sleep_until(begun + Duration::from_secs(spec.normal_s)).await;
     let mut injected = None;
     if let Some(fault) = &spec.fault {
@@ -161,10 +167,17 @@ async fn record(job: &Job, spec: &Spec, stand: &mut Stand) -> anyhow::Result<(Re
     }
     let counts = &stand.clients.counts;
     reference(&mut labels, &stand.probe.answers(), injected);
-    for (key, count) in [("clients.good", &counts.good), ("clients.bad", &counts.bad)] {
-        labels
-            .tags
-            .insert(key.into(), count.load(Ordering::Relaxed).to_string());
+    let later = stand.later.as_ref().map(|later| &later.counts);
+    for (key, count) in [
+        (
+            "clients.good",
+            (|counts| &counts.good) as fn(&Counts) -> &AtomicU64,
+        ),
+        ("clients.bad", |counts| &counts.bad),
+    ] {
+        let of = |counts: &Counts| count(counts).load(Ordering::Relaxed);
+        let sum = of(counts) + later.map_or(0, |later| of(later));
+        labels.tags.insert(key.into(), sum.to_string());
     }
     Ok((recorder.finish(labels).await?, begun))
 }
@@ -173,7 +186,7 @@ fn labels(job: &Job, spec: &Spec) -> Labels {
     let mut labels = Labels {
         load: Some(spec.load.clone()),
         seed: Some(spec.seed),
-        note: spec.lines.join("; "),
+        note: all_lines(spec).join("; "),
         ..Labels::default()
     };
     let mut tag = |key: &str, value: String| labels.tags.insert(key.into(), value);
@@ -188,10 +201,22 @@ fn labels(job: &Job, spec: &Spec) -> Labels {
     if let Some(way) = way {
         tag("fault.way", way);
     }
+    if !spec.also.is_empty() {
+        tag(ALSO_TAG, spec.also.join(","));
+    }
     if let Some(interval_ms) = spec.protected_ms {
         tag("protected.interval_ms", interval_ms.to_string());
     }
     labels
+}
+
+fn all_lines(spec: &Spec) -> Vec<&str> {
+    let change = spec.change.iter().flat_map(|change| &change.lines);
+    spec.lines
+        .iter()
+        .chain(change)
+        .map(String::as_str)
+        .collect()
 }
 
 /// How many tasks wanted to run on the host, as the mean of a minute.

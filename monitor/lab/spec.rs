@@ -71,6 +71,17 @@ pub enum Way {
     DiskFails,
 }
 
+/// A healthy change of the load: work begins, ends, or is followed by other work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// Seconds from the begin of the load.
+    pub at_s: u64,
+    /// Lines for the guest's shell.
+    pub lines: Vec<String>,
+    /// What goes on outside from then on, beside what there was.
+    pub clients: Vec<Client>,
+}
+
 /// A fault of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultSpec {
@@ -98,6 +109,12 @@ pub struct Spec {
     pub lines: Vec<String>,
     /// What goes on outside.
     pub clients: Vec<Client>,
+    /// Loads that are in it beside that of its kind, or follow it.
+    #[serde(default)]
+    pub also: Vec<String>,
+    /// What the load changes to.
+    #[serde(default)]
+    pub change: Option<Change>,
     /// The fault, if there is one.
     pub fault: Option<FaultSpec>,
     /// Seconds from the begin of the load to the fault, or to the end.

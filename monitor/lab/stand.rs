@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::clients::Clients;
 use crate::probe::{APP, BEAT, Probe};
 use crate::shell::Shell;
-use crate::spec::{Spec, Way};
+use crate::spec::{Change, Spec, Way};
 use crate::vm::{DISKS, Tools, Vm};
 
 /// How long a guest may take to start: there may be many of them on a few cores.
@@ -28,6 +28,8 @@ pub struct Stand {
     pub probe: Probe,
     /// Clients outside.
     pub clients: Clients,
+    /// Those who came when the load changed.
+    pub later: Option<Clients>,
 }
 
 impl Stand {
@@ -52,7 +54,27 @@ impl Stand {
             shell,
             probe,
             clients,
+            later: None,
         })
+    }
+
+    /// Changes its load. A busy guest takes its time; clients come when it has heard.
+    pub async fn change(&mut self, change: &Change, spec: &Spec) -> anyhow::Result<()> {
+        if let Some(shell) = &mut self.shell {
+            for line in &change.lines {
+                shell.run(line, HEAR).await?;
+            }
+        }
+        if !change.clients.is_empty() {
+            let more = Clients::start(
+                &change.clients,
+                self.vm.address(),
+                !spec.seed,
+                &self.vm.lab_qmp(),
+            );
+            self.later = Some(more);
+        }
+        Ok(())
     }
 
     /// Puts the fault into it. Returns the instant at which it was begun: the guest says so before it carries a line out.

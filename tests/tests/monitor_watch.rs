@@ -38,7 +38,7 @@ fn watched_site() -> Site {
     site.write(
         "monitor.toml",
         &format!(
-            "memory = {memory}\nstate = \"{states}\"\n[verdict]\nwindows = 4\nof = 5\nmargin = \"15s\"\n[actions]\nrest = \"5s\"\n\
+            "model = \"/tmp/x.egmodel\"\nmemory = {memory}\nstate = \"{states}\"\n[verdict]\nwindows = 4\nof = 5\nmargin = \"15s\"\n[actions]\nrest = \"5s\"\n\
              faulty = [{{ do = \"notify\" }}, {{ do = \"pin_healthy\" }}, \
              {{ do = \"rewind\", with_memory = true, then = [\"sh\", \"-c\", \"echo $EPOCHGATE_STATE > {states}/newest\"] }}]\n"
         ),

@@ -162,7 +162,7 @@ pub(crate) struct FaultAt {
 }
 
 /// A number with one of the units ms, s, m and h.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let at = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());

@@ -26,6 +26,7 @@ mod serve;
 mod standby;
 mod status;
 mod switchover;
+mod top;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Protect(args) => protect::run(&args),
         Command::Standby(args) => standby::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Switchover(args) => switchover::run(&args),
         Command::Export(ExportCommand::List(args)) => export::list(&args),
         Command::Export(ExportCommand::Add(args)) => export::add(&args),

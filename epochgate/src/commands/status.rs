@@ -15,7 +15,7 @@ use nbd_server::group::history::rfc3339;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::StatusArgs;
+use crate::cli::{AskArgs, StatusArgs};
 use crate::output::{bytes, millis, shown};
 use crate::runtime;
 
@@ -35,7 +35,7 @@ pub(super) struct Everything {
 
 impl Everything {
     /// Asks everybody.
-    pub(super) fn ask(args: &StatusArgs) -> anyhow::Result<Self> {
+    pub(super) fn ask(args: &AskArgs) -> anyhow::Result<Self> {
         let default = args.runtime_dir.join("gateway.sock");
         let socket = args.gateway.as_ref().unwrap_or(&default);
         let mut vms: Vec<Status> = answers(&args.runtime_dir, &["source-", "standby-"]);
@@ -51,11 +51,11 @@ impl Everything {
 }
 
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let everything = Everything::ask(args)?;
+    let everything = Everything::ask(&args.ask)?;
     if args.json {
         println!("{}", serde_json::to_string(&everything)?);
     } else {
-        print(&everything, args);
+        print(&everything, &args.ask);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -100,7 +100,7 @@ fn gateway(socket: &Path, named: bool) -> anyhow::Result<Option<GatewayStatus>> 
     }
 }
 
-fn print(everything: &Everything, args: &StatusArgs) {
+fn print(everything: &Everything, args: &AskArgs) {
     let Everything {
         vms,
         health,

@@ -65,7 +65,10 @@ pub(super) fn folds(table: &Table, scheme: Scheme, seed: u64) -> Vec<Fold> {
         let test: Vec<usize> = (0..runs.len()).filter(|at| name_of[*at] == *name).collect();
         let families: BTreeSet<u64> = test.iter().filter_map(|at| runs[*at].family).collect();
         let is_apart = |at: &usize| {
-            name_of[*at] != *name && runs[*at].family.is_none_or(|f| !families.contains(&f))
+            let is_part = scheme == Scheme::Loads && runs[*at].also.contains(name);
+            name_of[*at] != *name
+                && !is_part
+                && runs[*at].family.is_none_or(|f| !families.contains(&f))
         };
         Fold {
             name: name.clone(),

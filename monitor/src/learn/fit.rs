@@ -113,9 +113,9 @@ pub(super) fn forest(
 }
 
 fn boosted(rows: &[Vec<f32>], labels: &[bool], seed: u64) -> Result<Trees, LearnError> {
-    let every = rows.len().div_ceil(BOOSTED_ROWS).max(1);
-    let rows: Vec<Vec<f32>> = rows.iter().step_by(every).cloned().collect();
-    let labels: Vec<bool> = labels.iter().step_by(every).copied().collect();
+    let kept = thinned(labels, BOOSTED_ROWS);
+    let rows: Vec<Vec<f32>> = kept.iter().map(|at| rows[*at].clone()).collect();
+    let labels: Vec<bool> = kept.iter().map(|at| labels[*at]).collect();
     let (x, y) = (matrix(&rows)?, numbers(&labels));
     let parameters = XGRegressorParameters::default()
         .with_n_estimators(BOOSTED_TREES)
@@ -127,6 +127,18 @@ fn boosted(rows: &[Vec<f32>], labels: &[bool], seed: u64) -> Result<Trees, Learn
     let base = parameters.base_score;
     let fitted = XGRegressor::fit(&x, &y, parameters).map_err(library)?;
     export::boosted(&fitted, base, BOOSTED_RATE)
+}
+
+/// Places of at most so many labels, of each kind the same part: whatever their order is, one kind must not be left out.
+fn thinned(labels: &[bool], most: usize) -> Vec<usize> {
+    let every = labels.len().div_ceil(most).max(1);
+    let of = |kind: bool| {
+        let all = (0..labels.len()).filter(move |at| labels[*at] == kind);
+        all.step_by(every)
+    };
+    let mut kept: Vec<usize> = of(false).chain(of(true)).collect();
+    kept.sort_unstable();
+    kept
 }
 
 #[cfg(test)]
@@ -158,6 +170,22 @@ mod tests {
             assert!(auc > 0.95, "{method:?}: {auc}");
             let weights = learnt.weights(6);
             assert!(weights[0] > 2.0 * weights[3], "{method:?}: {weights:?}");
+        }
+    }
+
+    /// Training gives one normal window and one faulty one in turn: every second row would be of one kind.
+    #[test]
+    fn what_is_left_out_is_of_both_kinds() {
+        for order in [
+            |at: usize| at.is_multiple_of(2),
+            |at: usize| at < 3000,
+            |at: usize| at.is_multiple_of(3),
+        ] {
+            let labels: Vec<bool> = (0..6000).map(order).collect();
+            let all = labels.iter().filter(|label| **label).count();
+            let kept = thinned(&labels, 3000);
+            let faulty = kept.iter().filter(|at| labels[**at]).count();
+            assert_eq!((faulty, kept.len()), (all / 2, 3000));
         }
     }
 

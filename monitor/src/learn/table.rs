@@ -3,7 +3,7 @@
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::features::Extractor;
-use crate::recording::{DataSet, Header};
+use crate::recording::{ALSO_TAG, DataSet, Header};
 
 /// After the fault begins a window is mostly of what was before: for so long it is neither normal nor faulty. The delay of a detection is
 /// counted from the fault all the same.
@@ -41,6 +41,8 @@ pub struct Run {
     pub name: String,
     /// Its load; `unknown` if nobody said.
     pub load: String,
+    /// Loads that were in it beside that: who is to judge one of them must not have learnt from this recording.
+    pub also: Vec<String>,
     /// Its kind of fault.
     pub fault: Option<String>,
     /// When the fault began.
@@ -95,6 +97,9 @@ impl Table {
             runs.push(Run {
                 name: entry.name.clone(),
                 load: header.load.clone().unwrap_or_else(|| "unknown".to_owned()),
+                also: header.tags.get(ALSO_TAG).map_or_else(Vec::new, |names| {
+                    names.split(',').map(str::to_owned).collect()
+                }),
                 fault: header.fault.as_ref().map(|fault| fault.kind.clone()),
                 fault_at_ms: header.fault.as_ref().map(|fault| fault.at_ms),
                 family: header.seed,

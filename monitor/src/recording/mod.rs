@@ -24,6 +24,9 @@ pub use header::{Fault, Header, Host, Phase, VmSize};
 
 use crate::sample::{Sample, Values};
 
+/// The tag with the loads that were in a run beside that of its label, by name, with commas.
+pub const ALSO_TAG: &str = "also";
+
 /// The extension of the files.
 pub const EXTENSION: &str = "egrec";
 
