@@ -30,6 +30,7 @@ pub fn of(folder: &Path) -> anyhow::Result<String> {
     let (mut loads, mut faults, mut sizes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut all, mut well, mut ill) = (Sum::default(), Sum::default(), Sum::default());
     let (mut samples, mut hosts, mut host_load) = (0, BTreeMap::new(), Vec::new());
+    let (mut protected, mut changed) = (Sum::default(), 0);
     for entry in &set.entries {
         let header: &Header = entry.recording.header();
         let seconds = entry.recording.duration_ms() as f64 / 1000.0;
@@ -37,6 +38,10 @@ pub fn of(folder: &Path) -> anyhow::Result<String> {
             (seconds - fault.at_ms as f64 / 1000.0).max(0.0)
         });
         all.add(seconds);
+        if header.tags.contains_key("protected.interval_ms") {
+            protected.add(seconds);
+        }
+        changed += u32::from(header.phases.iter().any(|phase| phase.name == "change"));
         well.add(seconds - faulty);
         if let Some(fault) = &header.fault {
             ill.add(faulty);
@@ -83,12 +88,16 @@ pub fn of(folder: &Path) -> anyhow::Result<String> {
          {} recordings of VMs, {} hours of VM time ({} hours well, {} hours with a fault), {samples} samples of {} signals (list version {SIGNALS_VERSION}).\n\
          One file for each run (`.egrec`): the signals as the host sees them, the load, the fault and its instant. Beside it `.json`, what was planned with all parameters, and \
          `.probe.tsv`, what a heartbeat saw (`beat`: a program that only answers; `app`: the application): a reference for comparisons, not a signal.\n\n\
+         {} of the VMs ({} hours) were protected by Epochgate meanwhile, with a checkpoint every 50 to 250 ms and their output held (tag `protected.interval_ms`). In {changed} \
+         recordings the load changes on the way (phase `change`): other work begins, or the work ends; the tag `also` names loads beside that of the label.\n\n\
          | vCPUs | MiB | runs | hours |\n|---|---|---|---|\n",
         all.runs,
         hours(all.seconds),
         hours(well.seconds),
         hours(ill.seconds),
-        Signal::COUNT
+        Signal::COUNT,
+        protected.runs,
+        hours(protected.seconds),
     );
     for ((cpus, memory), sum) in &sizes {
         let _ = writeln!(
@@ -160,6 +169,7 @@ The fault's instant is that at which the guest said that it begins the line that
 
 - Guests are one kernel and one distribution, emulated by TCG where that stands above: absolute CPU figures and times are not those of KVM.
 - Hosts are one machine. That a host itself is ill is not in it.
+- Several VMs share few cores in most runs, so their processors wait more than they run; on a host with free cores they would not.
 - Minutes, not days: no daily rhythm, no slow leak of weeks, no ageing.
 - Loads are single programs or two of them, not the medley of a real server. The probes' packets go by an interface that is not counted, but answering costs the guest some
   CPU once a second, in every run.

@@ -61,16 +61,15 @@ fn verdict(monitor: &mut Process, health: &str) -> Value {
     monitor.event_where(&format!("the verdict {health}"), said)
 }
 
-/// Waits until the VM is found healthy, and for long enough that there is a moment to go back to. Returns that moment.
+/// Waits until the VM is found healthy, and for long enough that there is a new moment to go back to. Returns that moment.
 #[track_caller]
-fn well(site: &Site, monitor: &mut Process, after_ms: u64) -> u64 {
-    verdict(monitor, "healthy");
+fn well(site: &Site, monitor: &mut Process) -> u64 {
+    let found = verdict(monitor, "healthy");
     wait_until(
-        "a moment to go back to",
+        "a new moment to go back to",
         || {
-            health(site)["sound_until_ms"]
-                .as_u64()
-                .filter(|at| *at > after_ms)
+            let sound = health(site)["sound_until_ms"].as_u64();
+            sound.filter(|sound| Some(*sound) > found["sound_until_ms"].as_u64())
         },
         || health(site).to_string(),
     )
@@ -157,7 +156,7 @@ fn a_busy_vm_is_left_alone_and_a_sick_one_is_set_back_and_serves_again() {
     let mut monitor = site.start(HOSTS[0], "monitor", args, &[]);
     shell.run("SEED=7 RATE=20 ROWS=4000 load_db_write");
     drop(shell);
-    let mut sound = well(&site, &mut monitor, 0);
+    let mut sound = well(&site, &mut monitor);
     Shell::open(&site, "source").run("JOBS=1 OPT=1 load_compile");
     let all = std::env::var_os("EPOCHGATE_TEST_ALL").is_some_and(|all| all != "0");
     let end = Instant::now() + if all { BUSY_ALL } else { BUSY };
@@ -168,7 +167,7 @@ fn a_busy_vm_is_left_alone_and_a_sick_one_is_set_back_and_serves_again() {
     }
     for fault in ["CPUS=1 fault_soft_lockup", "RATE=19000 fault_leak"] {
         is_set_back(&mut site, &mut monitor, fault, sound);
-        sound = well(&site, &mut monitor, sound);
+        sound = well(&site, &mut monitor);
     }
     let now = health(&site);
     assert_eq!(now["figures"]["actions"]["rewind"]["done"], 2, "{now}");

@@ -267,7 +267,7 @@ impl History {
         view
     }
 
-    /// Gives the point of `epoch` a name. It is never trimmed.
+    /// Gives the point of `epoch` a name. It is never trimmed. A point that has that name already keeps it.
     ///
     /// # Errors
     /// [`HistoryError::NotKept`], [`HistoryError::PinExists`], [`HistoryError::BadPin`], [`HistoryError::Io`].
@@ -277,6 +277,9 @@ impl History {
         let point = live.resolve(epoch)?;
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pin) = pins.iter().find(|pin| pin.name == name) {
+            if pin.seq == point.boundary.seq {
+                return Ok(pin.clone());
+            }
             return Err(HistoryError::PinExists {
                 name: name.to_owned(),
                 epoch: pin.point.epoch,

@@ -133,8 +133,14 @@ proptest! {
                 Call::Pin(which) => {
                     let epochs = group.check();
                     let epoch = *which.get(&epochs);
-                    match group.history().pin(&format!("pin-{epoch}"), Epoch(epoch)) {
-                        Ok(pin) => prop_assert_eq!(pin.point.epoch, Epoch(epoch)),
+                    let name = format!("pin-{epoch}");
+                    match group.history().pin(&name, Epoch(epoch)) {
+                        Ok(pin) => {
+                            prop_assert_eq!(pin.point.epoch, Epoch(epoch));
+                            // Said twice, it is there once.
+                            let again = group.history().pin(&name, Epoch(epoch)).unwrap();
+                            prop_assert_eq!(again, pin);
+                        }
                         Err(HistoryError::PinExists { .. }) => {}
                         Err(error) => prop_assert!(false, "{}", error),
                     }
