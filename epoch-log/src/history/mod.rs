@@ -69,7 +69,7 @@ pub use maintain::Maintained;
 pub use open::Opened;
 pub use pins::{MAX_PINS, Pin};
 pub use retention::{Retention, Tier};
-pub use verify::{HistoryVerdict, verify};
+pub use verify::{HistoryVerdict, verify, verify_on};
 pub use view::{Changes, Layout, View};
 
 /// Where the log stands that a history belongs to.

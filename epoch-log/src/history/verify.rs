@@ -13,6 +13,7 @@ use super::format::Entry;
 use super::open::{read_batch, start_of};
 use super::run::{Away, ClosedRun, RunFile, failed, file_name, number_of};
 use crate::disk::LogDir;
+use crate::storage::Storage;
 
 /// What a history is worth.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,12 +42,30 @@ pub fn verify(
     dir: &Path,
     cold: Option<Arc<dyn ColdStore>>,
 ) -> Result<Option<HistoryVerdict>, HistoryError> {
-    let Ok(log_dir) = LogDir::open(dir) else {
-        return Ok(None);
-    };
+    match LogDir::open(dir) {
+        Ok(dir) => look_at_all(&dir, cold).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The same of a history wherever it is.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_on(
+    storage: Arc<dyn Storage>,
+    cold: Option<Arc<dyn ColdStore>>,
+) -> Result<HistoryVerdict, HistoryError> {
+    look_at_all(&LogDir::on(storage), cold)
+}
+
+fn look_at_all(
+    log_dir: &LogDir,
+    cold: Option<Arc<dyn ColdStore>>,
+) -> Result<HistoryVerdict, HistoryError> {
     let names = log_dir
         .names()
-        .map_err(|e| failed("list", dir.to_owned(), e))?;
+        .map_err(|e| failed("list", log_dir.path().to_owned(), e))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     numbers.sort_unstable();
     let mut verdict = HistoryVerdict {
@@ -58,7 +77,7 @@ pub fn verify(
         if state != State::Whole {
             continue;
         }
-        match look_at_stub(&log_dir, number, cold.as_ref(), &mut verdict) {
+        match look_at_stub(log_dir, number, cold.as_ref(), &mut verdict) {
             Ok(to) => {
                 verdict.runs += 1;
                 verdict.cold_runs += 1;
@@ -70,7 +89,7 @@ pub fn verify(
         }
     }
     for number in numbers {
-        match look(&log_dir, number, &mut verdict) {
+        match look(log_dir, number, &mut verdict) {
             Ok(found) => {
                 verdict.runs += 1;
                 match found {
@@ -92,7 +111,7 @@ pub fn verify(
             .damages
             .push(format!("{} has no readable end", file_name(*number)));
     }
-    Ok(Some(verdict))
+    Ok(verdict)
 }
 
 /// It was trimmed, or moved, meanwhile.
