@@ -13,6 +13,7 @@ use nbd_server::group::history::rfc3339;
 use serde::Serialize;
 
 use crate::cli::StatusArgs;
+use crate::commands::history::until;
 use crate::output::{bytes, millis, shown};
 use crate::runtime;
 
@@ -210,8 +211,12 @@ fn print_group(group: &GroupStatus) {
             0 => String::new(),
             cold => format!(" and {} in cold storage", bytes(cold)),
         };
+        let frozen = match &history.frozen {
+            Some(frozen) => format!(", frozen {}", until(frozen)),
+            None => String::new(),
+        };
         println!(
-            "    history since {} (epoch {}), {}{cold}{pins}",
+            "    history since {} (epoch {}), {}{cold}{pins}{frozen}",
             rfc3339(history.oldest_time_ms),
             history.oldest,
             bytes(history.bytes)
