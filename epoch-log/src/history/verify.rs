@@ -15,6 +15,9 @@ use super::run::{Away, ClosedRun, RunFile, failed, file_name, number_of};
 use crate::disk::LogDir;
 use crate::storage::Storage;
 
+/// Missing objects of one run that are told of one by one.
+const LISTED: usize = 100;
+
 /// What a history is worth.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryVerdict {
@@ -215,16 +218,21 @@ fn look_at_stub(
                 !parts.any(|part| missing.iter().any(|(other, _)| *other == part))
             };
             look_at_payload(&file, &entries, there, verdict)?;
-            verdict
-                .damages
-                .extend(missing.into_iter().map(|(_, what)| what));
+            let more = missing.len().saturating_sub(LISTED);
+            let listed = missing.into_iter().take(LISTED).map(|(_, what)| what);
+            verdict.damages.extend(listed);
+            if more > 0 {
+                verdict.damages.push(format!(
+                    "{more} more objects of the cold run {number} are missing or have another length"
+                ));
+            }
         }
     }
     count(&entries, verdict);
     Ok(Some(run.to().seq))
 }
 
-/// Which objects are not there, or not as long as they have to be, each in one sentence.
+/// Which objects are not there, or not as long as they have to be, the first of them in one sentence each.
 fn missing(way: &Cold, objects: &Objects) -> Result<Vec<(u64, String)>, HistoryError> {
     let mut missing = Vec::new();
     for part in 0..objects.parts() {
@@ -244,7 +252,11 @@ fn missing(way: &Cold, objects: &Objects) -> Result<Vec<(u64, String)>, HistoryE
                     io::ErrorKind::NotFound => "is missing",
                     _ => "has another length than what was put",
                 };
-                missing.push((part, format!("the object {object}{place} {what}")));
+                let sentence = match missing.len() < LISTED {
+                    true => format!("the object {object}{place} {what}"),
+                    false => String::new(),
+                };
+                missing.push((part, sentence));
             }
             Err(other) => return Err(other),
         }
