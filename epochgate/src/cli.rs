@@ -328,6 +328,10 @@ pub(crate) enum LogCommand {
     Pin(history::PinArgs),
     /// Take a name away: what it kept is trimmed as all else.
     Unpin(history::UnpinArgs),
+    /// Keep all that a group's history has, whatever its age and size, until it is thawed: to look for what went wrong.
+    Freeze(history::FreezeArgs),
+    /// End that: what is too old or too much goes again.
+    Thaw(history::ThawArgs),
     /// Accept moved or copied images as those that the log belongs to, if nothing is left to apply.
     Rebind(RebindArgs),
 }

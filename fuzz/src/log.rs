@@ -13,7 +13,7 @@
 //! is up to a hash: with a bit of the input a fuzzer, which keeps what reaches the most, soon has it set in all.
 
 mod alter;
-mod memory;
+pub(crate) mod memory;
 mod records;
 mod sample;
 
@@ -31,8 +31,8 @@ use alter::Altered;
 use memory::Memory;
 use sample::{Durable, Sample, disks, durable, samples};
 
-/// The files of a log, by name. Copies share what nobody has changed.
-type Files = BTreeMap<String, Arc<Vec<u8>>>;
+/// Files by name. Copies share what nobody has changed.
+pub(crate) type Files = BTreeMap<String, Arc<Vec<u8>>>;
 
 /// Tiny, so that a short history crosses several segments.
 const SEGMENT_BYTES: u64 = 24 << 10;
@@ -87,7 +87,7 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// What a file holds.
-fn content(storage: &dyn Storage, name: &str) -> Vec<u8> {
+pub(crate) fn content(storage: &dyn Storage, name: &str) -> Vec<u8> {
     let file = storage.open(name, false).expect("a file that is there");
     let len = file.size().expect("a length");
     let mut bytes = vec![0; usize::try_from(len).unwrap()];

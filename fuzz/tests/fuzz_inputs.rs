@@ -12,8 +12,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use fuzz_targets::{
-    backup, bounds, checkpoint, configuration, control, device_head, log, negotiation, packing,
-    recording, session, transmission,
+    backup, bounds, checkpoint, configuration, control, device_head, history, log, model,
+    negotiation, packing, recording, session, transmission,
 };
 
 /// The inputs that are kept for a target.
@@ -118,6 +118,11 @@ fn recordings_take_every_kept_input() {
 }
 
 #[test]
+fn models_take_every_kept_input() {
+    runs("model", model::run, 10_000);
+}
+
+#[test]
 fn the_head_of_a_device_stream_takes_every_kept_input() {
     runs("device_head", device_head::run, 50_000);
 }
@@ -130,6 +135,11 @@ fn the_log_takes_every_kept_input() {
 #[test]
 fn a_log_of_real_files_takes_every_kept_input() {
     runs("log", log::run_with_files, 500);
+}
+
+#[test]
+fn a_history_takes_every_kept_input() {
+    runs("history", history::run, 5_000);
 }
 
 #[test]

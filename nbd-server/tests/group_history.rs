@@ -210,6 +210,47 @@ fn times_and_pins_name_points_too() {
 }
 
 #[test]
+fn a_frozen_history_keeps_all_through_a_restart() {
+    let site = site();
+    let mut random = StdRng::seed_from_u64(17);
+    let mut state = vec![vec![0; SIZE as usize]; DISKS.len()];
+    let mut epochs = BTreeMap::from([(0, state.clone())]);
+    let mut group = site.open();
+    for _ in 0..6 {
+        let epoch = change(&group, &mut state, &mut random);
+        epochs.insert(epoch, state.clone());
+    }
+    group.settle();
+    let now = nbd_server::group::history::now_ms();
+    let past = |group: &Group| Arc::clone(&group.history().unwrap().past);
+    past(&group).freeze(now, None).unwrap();
+    assert!(group.figures().history_frozen);
+    group.stop();
+    drop(group);
+    group = site.open();
+    let nothing = HistoryConfig {
+        age: "1s".parse().unwrap(),
+        ..HistoryConfig::default()
+    };
+    let trim = |group: &Group| {
+        let retention = nothing.retention();
+        let mut trimmed = 0;
+        loop {
+            let done = past(group).maintain(now + 3_600_000, &retention).unwrap();
+            if done.is_nothing() {
+                return trimmed;
+            }
+            trimmed += done.trimmed;
+        }
+    };
+    assert_eq!(trim(&group), 0);
+    check(&group, &epochs);
+    assert!(past(&group).thaw().unwrap().is_some());
+    assert!(trim(&group) > 0);
+    assert!(!group.figures().history_frozen);
+}
+
+#[test]
 fn a_history_that_is_there_is_kept_on_or_moved_away() {
     let mut site = site();
     site.open().stop();

@@ -31,7 +31,7 @@ fi
 [ -n "$runs$seconds" ] || seconds=60
 cd "$(dirname "${BASH_SOURCE[0]}")/../../fuzz"
 
-[ $# -gt 0 ] || set -- control checkpoint packing backup device_head configuration transmission negotiation session log session_threads
+[ $# -gt 0 ] || set -- control checkpoint packing backup recording model device_head configuration transmission negotiation session log history session_threads
 for target in "$@"; do
   [ -f "libfuzzer/fuzz_targets/$target.rs" ] || die "there is no target '$target'"
 done
@@ -50,7 +50,7 @@ fi
 # Inputs that are longer show nothing new. Of the handshake one may have an option that is too long for it.
 longest() {
   case $1 in
-    log) echo 64 ;;
+    log | history) echo 64 ;;
     packing) echo 600 ;;
     session*) echo 2000 ;;
     negotiation) echo 20500 ;;

@@ -42,6 +42,8 @@ const SEAL_MAGIC: [u8; 8] = *b"EGH1SEA\0";
 const TRAILER_MAGIC: [u8; 8] = *b"EGH1END\0";
 
 const KEPT: u32 = 1;
+/// Numbers of boundaries and epochs from here on nobody ever reaches: who writes one is no history, and nothing that counts on may overflow.
+pub(super) const NEVER: u64 = 1 << 62;
 /// No more is allocated at once for records whose number was read.
 const MANY: usize = 1 << 16;
 
@@ -132,7 +134,7 @@ impl Fixed for Boundary {
         let (seq, epoch, time_ms) = (from.u64()?, from.u64()?, from.u64()?);
         let flags = from.u32()?;
         from.u32()?;
-        Some(Self {
+        (seq < NEVER && epoch < NEVER).then_some(Self {
             seq,
             epoch: Epoch(epoch),
             time_ms,

@@ -28,13 +28,15 @@ pub struct Maintained {
     pub for_space: bool,
     /// Runs that were merged into one.
     pub merged: usize,
+    /// The time was over in which nothing was to go.
+    pub thawed: bool,
 }
 
 impl Maintained {
     /// There was nothing to do.
     #[must_use]
     pub const fn is_nothing(&self) -> bool {
-        self.trimmed == 0 && self.merged == 0
+        self.trimmed == 0 && self.merged == 0 && !self.thawed
     }
 }
 
@@ -49,11 +51,27 @@ impl History {
             .maintenance
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let thawed = self.frozen().is_some_and(|frozen| frozen.is_over(now_ms));
+        if thawed {
+            self.thaw()?;
+        }
+        let frozen = self.frozen().is_some();
         self.close_old_run(now_ms, retention)?;
-        let mut done = self.trim(now_ms, retention)?;
-        if done.trimmed == 0 {
+        let mut done = match frozen {
+            // Room on the disk is all that counts then.
+            true => self.trim(
+                now_ms,
+                &Retention {
+                    min_free: retention.min_free,
+                    ..Retention::unlimited()
+                },
+            )?,
+            false => self.trim(now_ms, retention)?,
+        };
+        if done.trimmed == 0 && !frozen {
             done.merged = self.thin(now_ms, retention)?;
         }
+        done.thawed = thawed;
         Ok(done)
     }
 

@@ -24,6 +24,7 @@ mod cold;
 mod error;
 mod first;
 mod format;
+mod freeze;
 mod live;
 mod maintain;
 mod merge;
@@ -64,12 +65,13 @@ pub use capture::Capture;
 pub use cold::{ColdStore, Cooled, Cooling};
 pub use error::HistoryError;
 pub use format::Boundary;
+pub use freeze::Frozen;
 pub use live::Kept;
 pub use maintain::Maintained;
 pub use open::Opened;
 pub use pins::{MAX_PINS, Pin};
 pub use retention::{Retention, Tier};
-pub use verify::{HistoryVerdict, verify};
+pub use verify::{HistoryVerdict, verify, verify_on};
 pub use view::{Changes, Layout, View};
 
 /// Where the log stands that a history belongs to.
@@ -136,6 +138,9 @@ pub struct HistoryStatus {
     pub cold_runs: u64,
     /// Pins, oldest first.
     pub pins: Vec<Pin>,
+    /// Nothing goes for its age or size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
 }
 
 /// The history of one group. All methods block on the disk; they may be called from several threads at once.
@@ -152,6 +157,8 @@ pub struct History {
     held: Mutex<BTreeMap<u64, usize>>,
     /// Taken after `live`.
     pins: Mutex<Vec<Pin>>,
+    /// Taken after `maintenance`.
+    frozen: Mutex<Option<Frozen>>,
     /// Held by the one that trims or merges; taken before all others but `cooling`.
     maintenance: Mutex<()>,
     /// Where the payload of cold runs is.
@@ -354,6 +361,7 @@ impl History {
             cold_bytes: live.runs.iter().map(|run| run.cold_bytes()).sum(),
             cold_runs: live.runs.iter().filter(|run| run.is_cold()).count() as u64,
             pins: self.pins(),
+            frozen: self.frozen(),
         }
     }
 

@@ -10,7 +10,7 @@ use super::cold::{self, Cold, Remains, State, Stub};
 use super::format::{Boundary, PAGE, PAGE_LEN, RunHeader, Seal, Step};
 use super::live::{Active, Live};
 use super::run::{ClosedRun, RunFile, failed, file_name, number_of};
-use super::{Anchor, History, HistoryError, Options, merge, pins, roll, undone};
+use super::{Anchor, History, HistoryError, Options, freeze, merge, pins, roll, undone};
 use crate::Epoch;
 use crate::disk::LogDir;
 use crate::format::LogId;
@@ -83,6 +83,7 @@ impl History {
         let cold = Arc::new(Cold::new(log_id));
         let mut found = sort_out(&dir, log_id, &cold)?;
         let pins = pins::load(&dir)?;
+        let frozen = freeze::load(&dir)?;
         let mut opened = Opened::default();
         let (active, end) = match found.active.take() {
             Some((file, header)) => {
@@ -206,6 +207,7 @@ impl History {
             live: RwLock::new(live),
             held: Mutex::new(BTreeMap::new()),
             pins: Mutex::new(pins),
+            frozen: Mutex::new(frozen),
             maintenance: Mutex::new(()),
             cold,
             cooling: Mutex::new(()),

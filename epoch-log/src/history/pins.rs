@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use serde::{Deserialize, Serialize};
 
 use super::HistoryError;
+use super::format::NEVER;
 use super::live::Kept;
 use super::run::failed;
 use crate::Epoch;
@@ -86,6 +87,9 @@ fn parse(text: &str) -> Option<Vec<Pin>> {
         let mut words = line.splitn(5, ' ');
         let mut number = || words.next()?.parse::<u64>().ok();
         let (seq, epoch, until, time_ms) = (number()?, number()?, number()?, number()?);
+        if seq >= NEVER {
+            return None;
+        }
         let name = words.next()?.to_owned();
         Some(Pin {
             name,

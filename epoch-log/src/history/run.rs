@@ -108,9 +108,13 @@ impl RunFile {
         if let Some(away) = &self.away {
             return Ok(away.objects.len);
         }
-        self.file
-            .len()
-            .map_err(|e| failed("measure", self.path.clone(), e))
+        self.local_len()
+    }
+
+    /// Length of the file here, in bytes.
+    fn local_len(&self) -> Result<u64, HistoryError> {
+        let len = self.file.len();
+        len.map_err(|e| failed("measure", self.path.clone(), e))
     }
 
     /// Fills `buffer`; false if the file ends before.
@@ -237,13 +241,19 @@ impl ClosedRun {
                 && fits::<Piece>(trailer.index, at)
         };
         let trailer = Trailer::decode(&last, file.salt).filter(|trailer| whole && fits(trailer));
-        Ok(trailer.map(|trailer| Self {
+        let run = trailer.map(|trailer| Self {
             file: Arc::clone(file),
             from: header.from,
             tier: header.tier,
             bytes,
             trailer,
-        }))
+        });
+        // A stub says itself how long its run is: only what is here is taken for its tables.
+        Ok(match &file.away {
+            Some(away) if away.objects.tail > run.as_ref().map_or(0, Self::tables_begin) => None,
+            Some(away) if cold::len(&away.objects) > file.local_len()? => None,
+            _ => run,
+        })
     }
 
     /// What its file takes here, in bytes.

@@ -13,6 +13,10 @@ use super::format::Entry;
 use super::open::{read_batch, start_of};
 use super::run::{Away, ClosedRun, RunFile, failed, file_name, number_of};
 use crate::disk::LogDir;
+use crate::storage::Storage;
+
+/// Missing objects of one run that are told of one by one.
+const LISTED: usize = 100;
 
 /// What a history is worth.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,12 +45,30 @@ pub fn verify(
     dir: &Path,
     cold: Option<Arc<dyn ColdStore>>,
 ) -> Result<Option<HistoryVerdict>, HistoryError> {
-    let Ok(log_dir) = LogDir::open(dir) else {
-        return Ok(None);
-    };
+    match LogDir::open(dir) {
+        Ok(dir) => look_at_all(&dir, cold).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The same of a history wherever it is.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_on(
+    storage: Arc<dyn Storage>,
+    cold: Option<Arc<dyn ColdStore>>,
+) -> Result<HistoryVerdict, HistoryError> {
+    look_at_all(&LogDir::on(storage), cold)
+}
+
+fn look_at_all(
+    log_dir: &LogDir,
+    cold: Option<Arc<dyn ColdStore>>,
+) -> Result<HistoryVerdict, HistoryError> {
     let names = log_dir
         .names()
-        .map_err(|e| failed("list", dir.to_owned(), e))?;
+        .map_err(|e| failed("list", log_dir.path().to_owned(), e))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     numbers.sort_unstable();
     let mut verdict = HistoryVerdict {
@@ -58,7 +80,7 @@ pub fn verify(
         if state != State::Whole {
             continue;
         }
-        match look_at_stub(&log_dir, number, cold.as_ref(), &mut verdict) {
+        match look_at_stub(log_dir, number, cold.as_ref(), &mut verdict) {
             Ok(to) => {
                 verdict.runs += 1;
                 verdict.cold_runs += 1;
@@ -70,7 +92,7 @@ pub fn verify(
         }
     }
     for number in numbers {
-        match look(&log_dir, number, &mut verdict) {
+        match look(log_dir, number, &mut verdict) {
             Ok(found) => {
                 verdict.runs += 1;
                 match found {
@@ -92,7 +114,7 @@ pub fn verify(
             .damages
             .push(format!("{} has no readable end", file_name(*number)));
     }
-    Ok(Some(verdict))
+    Ok(verdict)
 }
 
 /// It was trimmed, or moved, meanwhile.
@@ -196,16 +218,21 @@ fn look_at_stub(
                 !parts.any(|part| missing.iter().any(|(other, _)| *other == part))
             };
             look_at_payload(&file, &entries, there, verdict)?;
-            verdict
-                .damages
-                .extend(missing.into_iter().map(|(_, what)| what));
+            let more = missing.len().saturating_sub(LISTED);
+            let listed = missing.into_iter().take(LISTED).map(|(_, what)| what);
+            verdict.damages.extend(listed);
+            if more > 0 {
+                verdict.damages.push(format!(
+                    "{more} more objects of the cold run {number} are missing or have another length"
+                ));
+            }
         }
     }
     count(&entries, verdict);
     Ok(Some(run.to().seq))
 }
 
-/// Which objects are not there, or not as long as they have to be, each in one sentence.
+/// Which objects are not there, or not as long as they have to be, the first of them in one sentence each.
 fn missing(way: &Cold, objects: &Objects) -> Result<Vec<(u64, String)>, HistoryError> {
     let mut missing = Vec::new();
     for part in 0..objects.parts() {
@@ -225,7 +252,11 @@ fn missing(way: &Cold, objects: &Objects) -> Result<Vec<(u64, String)>, HistoryE
                     io::ErrorKind::NotFound => "is missing",
                     _ => "has another length than what was put",
                 };
-                missing.push((part, format!("the object {object}{place} {what}")));
+                let sentence = match missing.len() < LISTED {
+                    true => format!("the object {object}{place} {what}"),
+                    false => String::new(),
+                };
+                missing.push((part, sentence));
             }
             Err(other) => return Err(other),
         }

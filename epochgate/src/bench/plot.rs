@@ -70,15 +70,24 @@ const TITLE: u32 = 26;
 const LABEL: i32 = 150;
 const VALUE: i32 = 90;
 
-/// Draws the panels one below the other.
+/// Draws the panels one below the other; in each the longest bar has all the room.
 pub(crate) fn bars(path: &Path, panels: &[Panel]) -> anyhow::Result<()> {
+    draw_all(path, panels, None)
+}
+
+/// The same of shares: 1 has all the room in each panel.
+pub(crate) fn shares(path: &Path, panels: &[Panel]) -> anyhow::Result<()> {
+    draw_all(path, panels, Some(1.0))
+}
+
+fn draw_all(path: &Path, panels: &[Panel], full: Option<f64>) -> anyhow::Result<()> {
     let height: u32 = panels.iter().map(height).sum();
     let area = SVGBackend::new(path, (WIDTH, height.max(1))).into_drawing_area();
     area.fill(&WHITE).map_err(|e| failed(path, &e))?;
     let mut rest = area;
     for panel in panels {
         let (this, next) = rest.split_vertically(height_px(panel));
-        draw(&this, panel).map_err(|e| failed(path, &e))?;
+        draw(&this, panel, full).map_err(|e| failed(path, &e))?;
         rest = next;
     }
     rest.present().map_err(|e| failed(path, &e))
@@ -98,18 +107,19 @@ fn failed(path: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn draw(area: &Area<'_>, panel: &Panel) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(
+    area: &Area<'_>,
+    panel: &Panel,
+    full: Option<f64>,
+) -> Result<(), Box<dyn std::error::Error>> {
     let small = ("sans-serif", 12).into_font();
     area.draw(&Text::new(
         panel.title.clone(),
         (8, 8),
         ("sans-serif", 14).into_font(),
     ))?;
-    let most = panel
-        .bars
-        .iter()
-        .map(Bar::end)
-        .fold(f64::MIN_POSITIVE, f64::max);
+    let ends = panel.bars.iter().map(Bar::end);
+    let most = ends.fold(full.unwrap_or(f64::MIN_POSITIVE), f64::max);
     let room = f64::from(WIDTH) - f64::from(LABEL + VALUE);
     #[allow(clippy::cast_possible_truncation, reason = "pixels")]
     let x = |value: f64| LABEL + (room * value / most).round() as i32;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use nbd_server::group::history::Point;
+use nbd_server::group::history::{Point, TimeSpan};
 use nbd_server::storage::objects::Place;
 
 use super::{ControlArgs, LogArgs};
@@ -52,6 +52,25 @@ pub(crate) struct UnpinArgs {
     pub group: String,
     /// The name.
     pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FreezeArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The group, which is the VM's name in most configurations.
+    pub group: String,
+    /// It ends by itself after this time: 90s, 10min, 6h, 7d. Without: with `epochgate log thaw`.
+    #[arg(long = "for", value_name = "TIME")]
+    pub span: Option<TimeSpan>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ThawArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The group, which is the VM's name in most configurations.
+    pub group: String,
 }
 
 #[derive(Debug, Args)]

@@ -142,6 +142,9 @@ pub(crate) struct EvaluateArgs {
     /// All figures as one JSON object.
     #[arg(long)]
     pub json: bool,
+    /// Draw pictures into this folder, as SVG: ROC curves, confusion, some recordings by rule, F1 of each kind of fault and load.
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
     /// Learn so many models at a time.
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pub threads: usize,

@@ -1,13 +1,13 @@
-//! `epochgate log list | pin | unpin` and `epochgate rewind`: the past of a group, through the gateway's control socket.
+//! `epochgate log list | pin | unpin | freeze | thaw` and `epochgate rewind`: the past of a group, through the gateway's control socket.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use nbd_server::control::api::{HistoryReply, Pin, Point};
+use nbd_server::control::api::{Frozen, HistoryReply, Pin, Point};
 use nbd_server::group::history::rfc3339;
 
 use crate::cli::ControlArgs;
-use crate::cli::history::{ListArgs, PinArgs, RewindArgs, UnpinArgs};
+use crate::cli::history::{FreezeArgs, ListArgs, PinArgs, RewindArgs, ThawArgs, UnpinArgs};
 use crate::commands::export::ask;
 use crate::output::bytes;
 
@@ -48,7 +48,7 @@ pub(crate) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         let status = &all.status;
         writeln!(
             out,
-            "about {} points since {} (epoch {}), {} in {} files{}{}",
+            "about {} points since {} (epoch {}), {} in {} files{}{}{}",
             status.points,
             rfc3339(status.oldest_time_ms),
             status.oldest,
@@ -60,6 +60,10 @@ pub(crate) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     " and {} of {runs} of them in cold storage",
                     bytes(status.cold_bytes)
                 ),
+            },
+            match &status.frozen {
+                Some(frozen) => format!("; frozen {}", until(frozen)),
+                None => String::new(),
             },
             if all.more.is_some() {
                 "; there are later ones"
@@ -121,6 +125,47 @@ fn say(args: &ControlArgs, pin: &Pin, what: &str) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn freeze(args: &FreezeArgs) -> anyhow::Result<ExitCode> {
+    let span = args.span.map(|span| span.0);
+    let frozen = ask(&args.control.control, async |client| {
+        client.freeze(&args.group, span).await
+    })?;
+    if args.control.json {
+        println!("{}", serde_json::to_string(&frozen)?);
+    } else {
+        println!(
+            "The history of {} is frozen {}: nothing goes for its age or size.",
+            args.group,
+            until(&frozen)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn thaw(args: &ThawArgs) -> anyhow::Result<ExitCode> {
+    let reply = ask(&args.control.control, async |client| {
+        client.thaw(&args.group).await
+    })?;
+    if args.control.json {
+        println!("{}", serde_json::to_string(&reply)?);
+    } else {
+        let was = match reply.was {
+            Some(_) => "is no longer frozen: what is due goes",
+            None => "was not frozen",
+        };
+        println!("The history of {} {was}.", args.group);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How long a freeze holds, in words.
+pub(crate) fn until(frozen: &Frozen) -> String {
+    match frozen.until_ms {
+        Some(until) => format!("until {}", rfc3339(until)),
+        None => "until it is thawed".to_owned(),
+    }
 }
 
 pub(crate) fn rewind(args: &RewindArgs) -> anyhow::Result<ExitCode> {

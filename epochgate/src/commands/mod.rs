@@ -66,6 +66,8 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::List(args)) => history::list(&args),
         Command::Log(LogCommand::Pin(args)) => history::pin(&args),
         Command::Log(LogCommand::Unpin(args)) => history::unpin(&args),
+        Command::Log(LogCommand::Freeze(args)) => history::freeze(&args),
+        Command::Log(LogCommand::Thaw(args)) => history::thaw(&args),
         Command::Rewind(args) if args.as_clone.is_some() => memory::clone(&args),
         Command::Rewind(args) if args.with_memory => memory::rewind(&args),
         Command::Rewind(args) => history::rewind(&args),

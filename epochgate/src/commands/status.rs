@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cli::{AskArgs, StatusArgs};
+use crate::commands::history::until;
 use crate::output::{bytes, millis, shown};
 use crate::runtime;
 
@@ -267,8 +268,12 @@ fn print_group(group: &GroupStatus) {
             0 => String::new(),
             cold => format!(" and {} in cold storage", bytes(cold)),
         };
+        let frozen = match &history.frozen {
+            Some(frozen) => format!(", frozen {}", until(frozen)),
+            None => String::new(),
+        };
         println!(
-            "    history since {} (epoch {}), {}{cold}{pins}",
+            "    history since {} (epoch {}), {}{cold}{pins}{frozen}",
             rfc3339(history.oldest_time_ms),
             history.oldest,
             bytes(history.bytes)

@@ -28,6 +28,12 @@ pub enum Action {
     },
     /// Gives the last epoch before anything spoke against the VM a name, so that it stays.
     PinHealthy,
+    /// Keeps all of the history from now on, whatever its age and size, until somebody thaws it.
+    FreezeHistory {
+        /// It ends by itself after this time.
+        #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+        span: Option<TimeSpan>,
+    },
     /// Resets the VM, as its reset button would.
     Restart,
     /// Sets the VM back to the last epoch before anything spoke against it.
@@ -52,6 +58,7 @@ impl Action {
             Self::Command { .. } => "command",
             Self::Webhook { .. } => "webhook",
             Self::PinHealthy => "pin_healthy",
+            Self::FreezeHistory { .. } => "freeze_history",
             Self::Restart => "restart",
             Self::Rewind { .. } => "rewind",
             Self::SwitchOver => "switch_over",
@@ -114,6 +121,9 @@ impl ActionsConfig {
                 }
                 Action::PinHealthy if reach.gateway.is_none() => {
                     return Err(needs("pin_healthy", "gateway"));
+                }
+                Action::FreezeHistory { .. } if reach.gateway.is_none() => {
+                    return Err(needs("freeze_history", "gateway"));
                 }
                 Action::Rewind { .. } if reach.gateway.is_none() => {
                     return Err(needs("rewind", "gateway"));

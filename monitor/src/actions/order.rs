@@ -96,6 +96,14 @@ pub fn orders(action: &Action, verdict: &Verdict, reach: &Reach) -> Vec<Order> {
         Action::Webhook { url } => check_url(url).map(Order::Post).into_iter().collect(),
         Action::Restart => vec![Order::Reset],
         Action::PinHealthy => pin(verdict, reach).into_iter().collect(),
+        Action::FreezeHistory { span } => {
+            let mut args = words(&["log", "freeze", reach.group()]);
+            if let Some(span) = span {
+                args.extend(words(&["--for", &span.to_string()]));
+            }
+            args.extend(control(reach));
+            vec![Order::Epochgate(args)]
+        }
         Action::SwitchOver => {
             let mut args = words(&["switchover", &reach.vm]);
             if let Some(dir) = &reach.runtime_dir {
@@ -158,6 +166,8 @@ fn words(words: &[&str]) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use nbd_server::group::history::TimeSpan;
+
     use super::*;
     use crate::judge::Health;
 
@@ -220,10 +230,17 @@ mod tests {
                 }
             ]
         );
+        // Whether anybody knows when it was sound or not.
+        let freeze = Action::FreezeHistory {
+            span: Some(TimeSpan(3_600_000)),
+        };
+        let line = "log freeze vm1 --for 1h --control /g";
+        let args = line.split(' ').map(OsString::from).collect();
         let unsound = Verdict {
             sound_until_ms: None,
             ..verdict
         };
+        assert_eq!(orders(&freeze, &unsound, &reach), [Order::Epochgate(args)]);
         assert!(orders(&action, &unsound, &reach).is_empty());
         assert!(orders(&Action::PinHealthy, &unsound, &reach).is_empty());
     }

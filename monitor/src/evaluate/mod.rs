@@ -5,6 +5,8 @@
 //!       ─▶ rivals:  whoever judges is trained on the rest: thresholds too are chosen there and nowhere else
 //!       ─▶ outcome: windows, verdicts, false alarms and delays of what was left out
 //!       ─▶ report:  means and spreads over the folds
+//!          details: each kind of fault and each load for itself
+//!          curve:   false alarms against hits, for pictures
 //! ```
 //!
 //! Recordings are never cut, and those of one seed are never on both sides. Windows count for F1, AUC, precision and recall; the first five
@@ -12,6 +14,8 @@
 //! passed while there is no fault; a fault is found when a verdict is passed after its begin, and one that stood already is not its finding.
 //! A fault that is not found has an endless delay.
 
+mod curve;
+mod details;
 mod fixed;
 mod folds;
 mod heartbeat;
@@ -24,6 +28,8 @@ mod tests;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use curve::Curve;
+pub use details::{KindDetails, LoadDetails, UnseenKind};
 pub use folds::{Fold, Scheme};
 pub use heartbeat::{Beats, load as load_heartbeats};
 pub use outcome::{Outcome, TimeLine};
@@ -59,7 +65,13 @@ pub fn evaluate(
                 while let Some((rival, scheme, fold)) =
                     work.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    let outcome = rivals::judge(*rival, table, beats, fold, options);
+                    let mut outcome = rivals::judge(*rival, table, beats, fold, options);
+                    if let Ok(outcome) = &mut outcome
+                        && (*rival, *scheme) != (Rival::Model(options.method), Scheme::Loads)
+                    {
+                        // Each has one for each window of the data set, and nobody looks at these.
+                        outcome.lines = Vec::new();
+                    }
                     let mut found = found.lock().unwrap_or_else(|e| e.into_inner());
                     found.push((*rival, *scheme, outcome));
                     progress(done.fetch_add(1, Ordering::Relaxed) + 1, work.len());

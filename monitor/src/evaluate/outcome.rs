@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::features;
 use crate::judge::Panel;
 use crate::learn::metrics::Counts;
 use crate::learn::{Label, Run};
@@ -32,6 +33,14 @@ pub struct Outcome {
 pub struct TimeLine {
     /// Its name.
     pub name: String,
+    /// Its load.
+    pub load: String,
+    /// Its kind of fault.
+    pub fault: Option<String>,
+    /// How much CPU the guest wants on average, in the unit of that feature: to tell busy guests from idle ones.
+    pub demand: f32,
+    /// Seconds from the fault to the verdict; None: there was no fault, or it was not found.
+    pub found: Option<f64>,
     /// Seconds, score, whether there is a verdict.
     pub points: Vec<(f64, f32, bool)>,
     /// When its fault began, in seconds.
@@ -43,6 +52,16 @@ pub struct TimeLine {
 #[allow(clippy::cast_precision_loss, reason = "times in a recording")]
 fn seconds(ms: u64) -> f64 {
     ms as f64 / 1000.0
+}
+
+/// The mean of what is measured of CPU; 0 of no window.
+#[allow(clippy::cast_precision_loss, reason = "windows of a recording")]
+fn demand(run: &Run) -> f32 {
+    let Some(column) = features::named("cpu.demand.level") else {
+        return 0.0;
+    };
+    let values = run.rows.iter().filter_map(|row| row.values.get(column));
+    values.sum::<f32>() / run.rows.len().max(1) as f32
 }
 
 impl Outcome {
@@ -96,6 +115,10 @@ impl Outcome {
         }
         self.lines.push(TimeLine {
             name: run.name.clone(),
+            load: run.load.clone(),
+            fault: run.fault.clone(),
+            demand: demand(run),
+            found,
             points,
             fault_at: run.fault_at_ms.map(seconds),
             alarm,

@@ -1,17 +1,19 @@
 //! Means and spreads over the folds, as JSON has them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::curve::Curve;
+use super::details::{self, KindDetails, LoadDetails};
 use super::folds::Scheme;
 use super::outcome::Outcome;
 use super::rivals::Rival;
-use crate::learn::metrics::{auc, mean_and_spread};
+use crate::learn::metrics::{Counts, auc, mean_and_spread};
 use crate::learn::{Options, Table};
 
 /// Figures of one rival in one scheme. Means are over the folds in which there are both normal and faulty windows.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Figures {
     /// Mean.
     pub f1: Option<f64>,
@@ -27,6 +29,8 @@ pub struct Figures {
     pub auc_spread: Option<f64>,
     /// F1 of all windows of all folds together.
     pub f1_pooled: Option<f64>,
+    /// All windows of all folds.
+    pub windows: Counts,
     /// Folds that are in the means.
     pub folds: usize,
     /// Verdicts without a fault, for each day of a VM that is watched.
@@ -42,7 +46,7 @@ pub struct Figures {
 }
 
 /// Delays in seconds. What is not found has an endless delay: then a quantile can be null.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Delay {
     /// Median.
     pub p50: Option<f64>,
@@ -55,7 +59,7 @@ pub struct Delay {
 }
 
 /// Both schemes.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Summary {
     /// Loads that were never seen.
     pub unseen_loads: Figures,
@@ -64,7 +68,7 @@ pub struct Summary {
 }
 
 /// All that came out.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// xxh3 of the data set.
     pub data_set: String,
@@ -88,6 +92,13 @@ pub struct Report {
     pub classifiers: BTreeMap<String, Summary>,
     /// What they are compared with.
     pub baselines: BTreeMap<String, Summary>,
+    /// Each kind of fault, judged by the main model.
+    pub kinds: BTreeMap<String, KindDetails>,
+    /// Each load that was never seen, judged by the main model.
+    pub loads: BTreeMap<String, LoadDetails>,
+    /// False alarms against hits of everybody, for pictures: the main model first.
+    #[serde(skip)]
+    pub curves: Vec<Curve>,
     /// Outcomes of the main model on unseen loads, for pictures.
     #[serde(skip)]
     pub outcomes: Vec<Outcome>,
@@ -112,12 +123,20 @@ impl Report {
                 rivals.push(*rival);
             }
         }
+        // The one that a report is of goes before those that it is compared with.
+        rivals.sort_by_key(|rival| (*rival != Rival::Model(options.method), rival.name()));
         let named = |models: bool| {
             let wanted = |r: &&Rival| matches!(r, Rival::Model(_)) == models;
             let of = rivals.iter().filter(wanted);
             of.map(|rival| (rival.name(), summary(*rival))).collect()
         };
         let main = summary(Rival::Model(options.method));
+        let curves = rivals
+            .iter()
+            .flat_map(|rival| Scheme::ALL.map(|scheme| (*rival, scheme)));
+        let curves = curves
+            .filter_map(|(rival, scheme)| Curve::of(rival.name(), scheme, &of(rival, scheme)))
+            .collect();
         let outcomes: Vec<Outcome> = of(Rival::Model(options.method), Scheme::Loads)
             .into_iter()
             .cloned()
@@ -131,37 +150,23 @@ impl Report {
             detection_delay_s: main.unseen_loads.detection_delay_s.clone(),
             unseen_loads: main.unseen_loads,
             unseen_faults: main.unseen_faults,
-            kinds_accuracy: accuracy(&outcomes),
+            kinds_accuracy: details::named_rightly(
+                outcomes.iter().flat_map(|outcome| &outcome.kinds),
+            ),
+            kinds: details::kinds(&outcomes, &of(Rival::Model(options.method), Scheme::Faults)),
+            loads: details::loads(&outcomes),
+            curves,
             classifiers: named(true),
             baselines: named(false),
             outcomes,
         }
     }
-
-    /// Names of the kinds that were there or were said.
-    pub fn kinds(&self) -> Vec<String> {
-        let pairs = self
-            .outcomes
-            .iter()
-            .flat_map(|outcome| outcome.kinds.keys());
-        let names: BTreeSet<String> = pairs.flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
-        names.into_iter().collect()
-    }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts of windows")]
-fn accuracy(outcomes: &[Outcome]) -> Option<f64> {
-    let pairs = || outcomes.iter().flat_map(|outcome| &outcome.kinds);
-    let all: u64 = pairs().map(|(_, count)| count).sum();
-    let right = pairs().filter(|((truth, said), _)| truth == said);
-    let right: u64 = right.map(|(_, count)| count).sum();
-    (all > 0).then(|| right as f64 / all as f64)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "some days, some faults")]
 fn figures(outcomes: &[&Outcome]) -> Figures {
     let (mut f1, mut areas, mut precision, mut recall) = (vec![], vec![], vec![], vec![]);
-    let mut pooled = crate::learn::metrics::Counts::default();
+    let mut pooled = Counts::default();
     let (mut false_alarms, mut normal_ms, mut delays) = (0, 0, Vec::new());
     let mut f1_of_folds = BTreeMap::new();
     for outcome in outcomes {
@@ -196,6 +201,7 @@ fn figures(outcomes: &[&Outcome]) -> Figures {
         f1_spread: of(&f1).map(|(_, spread)| spread),
         auc_spread: of(&areas).map(|(_, spread)| spread),
         f1_pooled: pooled.f1(),
+        windows: pooled,
         folds: areas.len(),
         false_alarms_per_vm_day: (days > 0.0).then(|| false_alarms as f64 / days),
         false_alarms,
@@ -205,7 +211,7 @@ fn figures(outcomes: &[&Outcome]) -> Figures {
     }
 }
 
-fn delay(mut delays: Vec<f64>) -> Delay {
+pub(super) fn delay(mut delays: Vec<f64>) -> Delay {
     delays.sort_by(f64::total_cmp);
     // Nearest rank: the smallest delay that so many do not exceed.
     let quantile = |tenths: usize| {

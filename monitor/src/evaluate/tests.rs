@@ -56,4 +56,24 @@ fn a_report_has_the_shape_that_is_promised() {
     assert!(json["detection_delay_s"].get("p90").is_some());
     assert_eq!(json["detection_delay_s"]["of"], 12);
     assert_eq!(json["classifiers"].as_object().unwrap().len(), 3);
+    for kind in ["dead", "spin"] {
+        let of = &json["kinds"][kind];
+        assert_eq!((&of["of"], &of["unseen"]["of"]), (&6.into(), &6.into()));
+        assert!(of["named_rightly"].is_number(), "{of}");
+    }
+    for load in ["a", "bb", "cccc"] {
+        assert_eq!(json["loads"][load]["of"], 4, "{json}");
+    }
+    for figures in ["kinds", "loads"] {
+        let all = json[figures].as_object().unwrap();
+        let found: u64 = all.values().map(|of| of["found"].as_u64().unwrap()).sum();
+        assert_eq!(json["detection_delay_s"]["found"], found, "{figures}");
+    }
+    // Everybody has a curve for each scheme, the main model before all others; its recordings are there for pictures.
+    assert_eq!(report.curves.len(), 2 * 6);
+    assert_eq!(report.curves[0].rival, "forest");
+    let lines: usize = report.outcomes.iter().map(|o| o.lines.len()).sum();
+    assert_eq!(lines, table.runs.len());
+    let line = |line: &TimeLine| line.found.is_some() && line.fault.is_none();
+    assert!(!report.outcomes.iter().any(|o| o.lines.iter().any(line)));
 }

@@ -34,8 +34,8 @@ const LEAF: u16 = u16::MAX;
 pub const MAX_FILE_BYTES: usize = 16 << 20;
 /// Bytes of the header.
 const MAX_HEADER_BYTES: usize = 256 << 10;
-/// Bytes of the body when it is unpacked.
-const MAX_BODY_BYTES: usize = 64 << 20;
+/// Bytes of the body when it is unpacked: so much memory is taken for a file of a few bytes that claims to have them.
+const MAX_BODY_BYTES: usize = 16 << 20;
 /// Features.
 pub(super) const MAX_FEATURES: usize = 4096;
 /// Kinds of fault.

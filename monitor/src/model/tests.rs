@@ -192,6 +192,24 @@ fn trees_that_do_not_end_are_none() {
     assert!(Tree::new(vec![wrong]).is_none());
 }
 
+#[test]
+fn huge_answers_are_a_score_all_the_same() {
+    let huge = Node {
+        value: f32::MAX,
+        split: None,
+    };
+    let huge = Tree::new(vec![huge]).unwrap();
+    let trees = Trees {
+        base: 0.25,
+        scale: 0.0,
+        trees: vec![huge.clone(), huge],
+    };
+    let trees = Classifier::Trees(trees);
+    let model = Model::new(header(Method::Forest), trees, vec![stump()], novelty()).unwrap();
+    let judged = model.judge(&window(0.0, 0.0));
+    assert_eq!((judged.score, judged.faulty), (0.25, false));
+}
+
 proptest! {
     #[test]
     fn whatever_is_taken_can_be_judged_with(

@@ -91,7 +91,9 @@ impl Trees {
     pub fn sum(&self, x: &[f32]) -> f32 {
         let of_trees = self.trees.iter();
         let answers = of_trees.map(|tree| tree.walk(x).last().map_or(0.0, |(_, value)| value));
-        self.base + self.scale * answers.sum::<f32>()
+        let sum = self.base + self.scale * answers.sum::<f32>();
+        // Sums of huge answers of a hostile file may be no number.
+        if sum.is_nan() { self.base } else { sum }
     }
 
     /// What each feature adds to it: at each question, by how much the answer changes with the way that is taken.

@@ -13,6 +13,8 @@
 //! | `GET /v1/groups/{g}/history?since=P&limit=N`   |                                | [`HistoryReply`]                   |
 //! | `POST /v1/groups/{g}/pins`                     | [`PinRequest`]                 | [`Pin`]                            |
 //! | `DELETE /v1/groups/{g}/pins/{p}`               |                                | [`Pin`]                            |
+//! | `POST /v1/groups/{g}/freeze`                   | [`FreezeRequest`]              | [`Frozen`]                         |
+//! | `DELETE /v1/groups/{g}/freeze`                 |                                | [`ThawReply`]                      |
 //! | `POST /v1/groups/{g}/rewind`                   | [`RewindRequest`]              | [`Rewound`]                        |
 //! | `GET /v1/groups/{g}`                           |                                | [`GroupStatus`]                    |
 //! | `GET /v1/status`                               |                                | [`GatewayStatus`]                  |
@@ -44,7 +46,7 @@ pub use super::group_status::{
 pub use crate::gateway::ExportConfig;
 pub use crate::group::barriers::{MAX_ID_BYTES, Protection, SealNumber, valid_id};
 pub use crate::group::history::{Point, Rewound};
-pub use epoch_log::history::Pin;
+pub use epoch_log::history::{Frozen, Pin};
 
 /// A source asks to own the group: the cold start of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,6 +256,21 @@ pub struct PinRequest {
     /// The point; without, the newest committed epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Point>,
+}
+
+/// Nothing of the history shall go for its age or size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreezeRequest {
+    /// For so many milliseconds; without, until it is thawed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_ms: Option<u64>,
+}
+
+/// It may again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThawReply {
+    /// What has ended; null: it was not frozen.
+    pub was: Option<Frozen>,
 }
 
 /// The disks shall be as they were.

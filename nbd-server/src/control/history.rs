@@ -2,9 +2,9 @@
 
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
-use epoch_log::history::Pin;
+use epoch_log::history::{Frozen, Pin};
 
-use super::api::{HistoryReply, PinRequest, RewindRequest};
+use super::api::{FreezeRequest, HistoryReply, PinRequest, RewindRequest, ThawReply};
 use super::server::{Failure, Gatekeeper, Handled, read};
 use crate::group::history::{Point, Rewound};
 
@@ -92,6 +92,24 @@ pub(super) async fn unpin(
     Path((group, name)): Path<(String, String)>,
 ) -> Handled<Pin> {
     gate.change(move |catalog| catalog.unpin(&group, &name))
+        .await
+}
+
+pub(super) async fn freeze(
+    State(gate): State<Gatekeeper>,
+    Path(group): Path<String>,
+    body: Bytes,
+) -> Handled<Frozen> {
+    let FreezeRequest { for_ms } = read(&body)?;
+    gate.change(move |catalog| catalog.freeze(&group, for_ms))
+        .await
+}
+
+pub(super) async fn thaw(
+    State(gate): State<Gatekeeper>,
+    Path(group): Path<String>,
+) -> Handled<ThawReply> {
+    gate.change(move |catalog| catalog.thaw(&group).map(|was| ThawReply { was }))
         .await
 }
 

@@ -82,6 +82,10 @@ pub async fn serve(listener: UnixListener, gatekeeper: Gatekeeper) -> std::io::R
         .route("/v1/groups/{group}/history", get(history::points))
         .route("/v1/groups/{group}/pins", post(history::pin))
         .route("/v1/groups/{group}/pins/{pin}", delete(history::unpin))
+        .route(
+            "/v1/groups/{group}/freeze",
+            post(history::freeze).delete(history::thaw),
+        )
         .route("/v1/groups/{group}/rewind", post(history::rewind))
         .fallback(async || {
             Failure::bad_request(

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use epoch_log::Epoch;
-use epoch_log::history::{HistoryError, HistoryStatus, Kept, Pin};
+use epoch_log::history::{Frozen, HistoryError, HistoryStatus, Kept, Pin};
 
 use super::aliases;
 use super::catalog::{Catalog, ChangeError, GRACE};
 use super::reload::in_use;
-use crate::group::history::{GroupHistory, PIN_PREFIX, Point, Rewound};
+use crate::group::history::{GroupHistory, PIN_PREFIX, Point, Rewound, now_ms};
 use crate::group::{Group, GroupConfig, OpenError};
 use crate::image_file::ImageError;
 
@@ -88,6 +88,36 @@ impl Catalog {
         check_pin(name)?;
         let group = self.group_named(group)?;
         Ok(history_of(&group)?.past.unpin(name)?)
+    }
+
+    /// Keeps all that a group's history has, whatever its age and size, for so long or until it is thawed. May block.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn freeze(&self, group: &str, for_ms: Option<u64>) -> Result<Frozen, ChangeError> {
+        let group = self.group_named(group)?;
+        let now = now_ms();
+        let until = for_ms.map(|span| now.saturating_add(span));
+        let frozen = history_of(&group)?.past.freeze(now, until)?;
+        tracing::info!(
+            group = group.name(),
+            until_ms = frozen.until_ms,
+            "the history is frozen: nothing goes for its age or size"
+        );
+        Ok(frozen)
+    }
+
+    /// Ends that. Returns what it was, if it was. May block.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn thaw(&self, group: &str) -> Result<Option<Frozen>, ChangeError> {
+        let group = self.group_named(group)?;
+        let was = history_of(&group)?.past.thaw()?;
+        if was.is_some() {
+            tracing::info!(group = group.name(), "the history is no longer frozen");
+        }
+        Ok(was)
     }
 
     /// Sets a group back to a point of its past. With clients, an owner or a standby it is refused unless `force`: then they are sent away,

@@ -36,6 +36,8 @@ pub struct Figures {
     pub history_cold_bytes: u64,
     /// The oldest epoch that can be gone back to; 0 without a history.
     pub history_oldest: u64,
+    /// Nothing of the history goes for its age or size.
+    pub history_frozen: bool,
 }
 
 impl Group {
@@ -61,6 +63,7 @@ impl Group {
             history_bytes: history.as_ref().map_or(0, |history| history.bytes),
             history_cold_bytes: history.as_ref().map_or(0, |history| history.cold_bytes),
             history_oldest: history.as_ref().map_or(0, |history| history.oldest.0),
+            history_frozen: history.is_some_and(|history| history.frozen.is_some()),
             ..Figures::default()
         };
         for cut in &core.cuts {

@@ -232,7 +232,7 @@ impl Encoder<'_> {
     fn groups(&mut self, groups: &[GroupFigures]) -> fmt::Result {
         let bytes = Some(&Unit::Bytes);
         type Value = fn(&Figures) -> u64;
-        let gauges: [(&str, &str, Option<&Unit>, Value); 13] = [
+        let gauges: [(&str, &str, Option<&Unit>, Value); 14] = [
             (
                 "group_generation",
                 "Rises each time the disks change hands",
@@ -301,6 +301,12 @@ impl Encoder<'_> {
                 "The oldest epoch that can be gone back to",
                 None,
                 |f| f.history_oldest,
+            ),
+            (
+                "group_history_frozen",
+                "Whether nothing of the history goes for its age or size",
+                None,
+                |f| f.history_frozen.into(),
             ),
         ];
         for (name, help, unit, value) in gauges {

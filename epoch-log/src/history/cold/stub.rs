@@ -21,6 +21,8 @@ use crate::format::{LogId, Take};
 const MAGIC: [u8; 8] = *b"EGH1CLD\0";
 /// Header and `objects`.
 const HEAD: u64 = 2 * PAGE;
+/// More objects no run becomes: each of them may be asked for.
+const MOST_PARTS: u64 = 1 << 16;
 /// Copied at once, in bytes.
 const COPY: usize = 1 << 20;
 
@@ -106,7 +108,7 @@ impl Objects {
             sum: from.u64()?,
         };
         let sane = objects.part_len > 0 && (PAGE..objects.len).contains(&objects.tail);
-        sane.then_some(objects)
+        (sane && objects.parts() <= MOST_PARTS).then_some(objects)
     }
 
     /// How many there are.

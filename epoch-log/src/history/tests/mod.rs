@@ -2,6 +2,7 @@
 
 mod cold;
 mod crash;
+mod freeze;
 mod model;
 mod random;
 mod store;

@@ -6,6 +6,7 @@ use monitor::evaluate::{Figures, Report, evaluate, load_heartbeats};
 use monitor::learn::Table;
 use monitor::recording::DataSet;
 
+use super::plots;
 use super::train::options;
 use crate::cli::monitor::EvaluateArgs;
 
@@ -22,6 +23,9 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
         args.threads,
         &progress,
     )?;
+    if let Some(folder) = &args.plots {
+        plots::draw(folder, &report)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -54,12 +58,67 @@ fn text(report: &Report) -> String {
             text.push_str(&line(name, scheme, figures));
         }
     }
+    text.push_str(&kinds(report));
+    text.push_str(&loads(report));
     text
 }
 
+/// What the main model makes of each kind of fault, under loads that it has never seen, and when the kind itself was never seen.
+fn kinds(report: &Report) -> String {
+    let mut text = format!(
+        "\n{:<26} {:>9} {:>7} {:>13} {:>12} {:>12} {:>10}\n",
+        format!("{}, by fault", report.method),
+        "found",
+        "p50 s",
+        "named rightly",
+        "unseen: F1",
+        "found",
+        "p50 s",
+    );
+    for (name, of) in &report.kinds {
+        let share = of.named_rightly.map(|share| share * 100.0);
+        let named = share.map_or("-".to_owned(), |share| format!("{share:.0} %"));
+        text.push_str(&format!(
+            "{name:<26} {:>9} {:>7} {named:>13} {:>12} {:>12} {:>10}\n",
+            format!("{}/{}", of.found, of.of),
+            number(of.p50, 1),
+            number(of.unseen.f1, 3),
+            format!("{}/{}", of.unseen.found, of.unseen.of),
+            number(of.unseen.p50, 1),
+        ));
+    }
+    text
+}
+
+/// What it makes of each load that it has never seen.
+fn loads(report: &Report) -> String {
+    let mut text = format!(
+        "\n{:<26} {:>9} {:>13} {:>10} {:>9} {:>7}\n",
+        format!("{}, by unseen load", report.method),
+        "F1",
+        "false alarms",
+        "healthy h",
+        "found",
+        "p50 s",
+    );
+    for (name, of) in &report.loads {
+        text.push_str(&format!(
+            "{name:<26} {:>9} {:>13} {:>10.2} {:>9} {:>7}\n",
+            number(of.f1, 3),
+            of.false_alarms,
+            of.normal_vm_hours,
+            format!("{}/{}", of.found, of.of),
+            number(of.p50, 1),
+        ));
+    }
+    text
+}
+
+fn number(x: Option<f64>, digits: usize) -> String {
+    x.map_or("-".to_owned(), |x| format!("{x:.digits$}"))
+}
+
 fn line(name: &str, scheme: &str, figures: &Figures) -> String {
-    let number =
-        |x: Option<f64>, digits: usize| x.map_or("-".to_owned(), |x| format!("{x:.digits$}"));
     let spread = |mean, spread| format!("{} ± {}", number(mean, 3), number(spread, 3));
     let delay = &figures.detection_delay_s;
     format!(
@@ -73,4 +132,43 @@ fn line(name: &str, scheme: &str, figures: &Figures) -> String {
         number(delay.p90, 1),
         format!("{}/{}", delay.found, delay.of),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use monitor::evaluate::{KindDetails, LoadDetails};
+
+    use super::*;
+
+    #[test]
+    fn each_kind_and_each_load_has_a_line() {
+        let mut report = Report {
+            method: "forest".to_owned(),
+            ..Report::default()
+        };
+        let leak = KindDetails {
+            found: 3,
+            of: 4,
+            p50: Some(12.0),
+            named_rightly: Some(0.5),
+            ..KindDetails::default()
+        };
+        report.kinds.insert("leak".to_owned(), leak);
+        let idle = LoadDetails {
+            false_alarms: 2,
+            normal_vm_hours: 1.5,
+            ..LoadDetails::default()
+        };
+        report.loads.insert("idle".to_owned(), idle);
+        let text = text(&report);
+        let words = |name: &str| -> Vec<&str> {
+            let line = text.lines().find(|line| line.starts_with(name));
+            line.unwrap_or_default().split_whitespace().collect()
+        };
+        assert_eq!(
+            words("leak"),
+            ["leak", "3/4", "12.0", "50", "%", "-", "0/0", "-"]
+        );
+        assert_eq!(words("idle"), ["idle", "-", "2", "1.50", "0/0", "-"]);
+    }
 }

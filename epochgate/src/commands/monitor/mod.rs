@@ -1,6 +1,7 @@
 //! `epochgate monitor`: thin commands over the crate of that name.
 
 pub(crate) mod evaluate;
+mod plots;
 pub(crate) mod record;
 pub(crate) mod show;
 pub(crate) mod train;

@@ -1,12 +1,12 @@
 //! The caller's side of the control API for the past of groups.
 
 use bytes::Bytes;
-use epoch_log::history::Pin;
+use epoch_log::history::{Frozen, Pin};
 use hyper::Method;
 
 use super::exports::segment;
 use super::{Client, ControlError, Repeat};
-use crate::control::api::{HistoryReply, PinRequest, RewindRequest};
+use crate::control::api::{FreezeRequest, HistoryReply, PinRequest, RewindRequest, ThawReply};
 use crate::group::history::{Point, Rewound};
 
 impl Client {
@@ -42,6 +42,19 @@ impl Client {
     /// Takes a name away.
     pub async fn unpin(&self, group: &str, name: &str) -> Result<Pin, ControlError> {
         let target = format!("/v1/groups/{}/pins/{}", segment(group), segment(name));
+        self.call(Method::DELETE, &target, Bytes::new(), Repeat::Never)
+            .await
+    }
+
+    /// Keeps all that a group's history has, whatever its age and size: for so many milliseconds, or until it is thawed.
+    pub async fn freeze(&self, group: &str, for_ms: Option<u64>) -> Result<Frozen, ControlError> {
+        self.post(group, "freeze", &FreezeRequest { for_ms }, Repeat::Never)
+            .await
+    }
+
+    /// Ends that.
+    pub async fn thaw(&self, group: &str) -> Result<ThawReply, ControlError> {
+        let target = format!("/v1/groups/{}/freeze", segment(group));
         self.call(Method::DELETE, &target, Bytes::new(), Repeat::Never)
             .await
     }

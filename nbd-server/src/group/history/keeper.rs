@@ -46,7 +46,14 @@ impl Keeper {
                             tracing::warn!(
                                 group,
                                 oldest = done.oldest.map(|epoch| epoch.0),
-                                "the disk is nearly full: the oldest part of the history goes before its time"
+                                "the disk is nearly full: the oldest part of the history goes before its time{}",
+                                although(&history)
+                            );
+                        }
+                        if done.thawed {
+                            tracing::info!(
+                                group,
+                                "the time is over in which the history was frozen: what is due goes again"
                             );
                         }
                         if !done.is_nothing() {
@@ -75,6 +82,14 @@ impl Keeper {
             thread: Some(thread),
             _cooler: cooler,
         })
+    }
+}
+
+/// What somebody wanted who must not be disappointed in silence.
+pub fn although(history: &GroupHistory) -> &'static str {
+    match history.past.frozen() {
+        Some(_) => ", although it is frozen",
+        None => "",
     }
 }
 

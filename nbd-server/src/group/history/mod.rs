@@ -119,7 +119,8 @@ impl GroupHistory {
             Ok(true) => {
                 tracing::warn!(
                     history = %self.past.path().display(),
-                    "the disk is full: the oldest part of the history goes before its time"
+                    "the disk is full: the oldest part of the history goes before its time{}",
+                    keeper::although(self)
                 );
                 true
             }
