@@ -285,6 +285,7 @@ impl<'a> Capture<'a> {
             ..step
         }));
         self.entries.append(&mut batch.entries);
+        batch.number += 1;
         self.writer.payload.clear();
         self.previous = sum;
         self.end += len + padding as u64;

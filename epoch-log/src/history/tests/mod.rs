@@ -5,3 +5,4 @@ mod crash;
 mod model;
 mod random;
 mod store;
+mod torn;
