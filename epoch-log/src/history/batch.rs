@@ -23,6 +23,8 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// The images may hold this epoch, or a part of it, once the batch is durable.
     pub through: Epoch,
+    /// Which batch of its capture it is, from 0. Nothing of a capture need be durable before all of it is; all before a capture is.
+    pub number: u32,
 }
 
 /// The header of a batch, decoded.
@@ -32,6 +34,8 @@ pub struct BatchHeader {
     previous: u64,
     offset: u64,
     through: Epoch,
+    /// See [`Batch`]; with the steps in one number of the file.
+    number: u32,
     steps: usize,
     entries: usize,
     payload_len: u64,
@@ -49,15 +53,15 @@ impl BatchHeader {
         if from.array()? != MAGIC {
             return None;
         }
-        let mut number = || from.u64();
         let header = Self {
-            sum: number()?,
-            previous: number()?,
-            offset: number()?,
-            through: Epoch(number()?),
-            steps: usize::try_from(number()?).ok()?,
-            entries: usize::try_from(number()?).ok()?,
-            payload_len: number()?,
+            sum: from.u64()?,
+            previous: from.u64()?,
+            offset: from.u64()?,
+            through: Epoch(from.u64()?),
+            steps: usize::try_from(from.u32()?).ok()?,
+            number: from.u32()?,
+            entries: usize::try_from(from.u64()?).ok()?,
+            payload_len: from.u64()?,
         };
         // Before anything is allocated for them.
         let sane = header.steps <= MAX_BATCH_RECORDS && header.entries <= MAX_BATCH_RECORDS;
@@ -99,7 +103,8 @@ impl Batch {
                 previous,
                 offset,
                 self.through.0,
-                self.steps.len() as u64,
+                // Fewer than 2^32 in any batch.
+                self.steps.len() as u64 | (u64::from(self.number) << 32),
                 self.entries.len() as u64,
                 payload_len,
             ],
@@ -127,14 +132,16 @@ impl Batch {
             steps,
             entries,
             through: header.through,
+            number: header.number,
         })
     }
 }
 
-/// Whether a valid batch of the run with this salt begins here, whatever lies before it.
-pub fn is_batch(head: &[u8], salt: u64, offset: u64) -> bool {
+/// Whether the first batch of a capture, valid and of the run with this salt, begins here, whatever lies before it.
+pub fn begins_capture(head: &[u8], salt: u64, offset: u64) -> bool {
     BatchHeader::decode(head).is_some_and(|header| {
         header.offset == offset
+            && header.number == 0
             && head
                 .get(16..header.head())
                 .is_some_and(|body| xxh3_64_with_seed(body, salt) == header.sum)

@@ -7,9 +7,10 @@ use std::io::{self, IoSlice};
 use std::sync::MutexGuard;
 
 use super::batch::{Batch, BatchHeader, MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS};
-use super::first::FirstMap;
+use super::covered::Covered;
 use super::format::{Boundary, Entry, MAX_ENTRY_DATA, MAX_ENTRY_HOLE, PAGE, Step, payload_sum};
 use super::live::Active;
+use super::payload::Payload;
 use super::run::{RunFile, failed};
 use super::{History, HistoryError};
 use crate::Epoch;
@@ -27,7 +28,9 @@ pub struct Writer {
     /// Checksum of the last batch; that of the run's salt before the first.
     pub previous: u64,
     /// What is saved since the newest boundary.
-    pub covered: FirstMap,
+    pub covered: Covered,
+    /// What of the payload is to be written next; empty between captures.
+    pub payload: Payload,
     /// Number of the next run.
     pub next_number: u64,
     /// The run has an end, or may have one: nothing more may be written to it.
@@ -37,10 +40,12 @@ pub struct Writer {
 }
 
 /// Sets apart what the step that has not ended has saved.
-pub fn covered_by(active: &Active) -> FirstMap {
-    let mut covered = FirstMap::default();
+pub fn covered_by(active: &Active) -> Covered {
+    let mut covered = Covered::default();
+    let mut new = Vec::new();
     for entry in active.entries.iter().skip(active.settled()) {
-        covered.fill(entry.disk, entry.start, entry.end(), 0, |_, _| {});
+        covered.fill(entry.disk, entry.start, entry.end(), &mut new);
+        new.clear();
     }
     covered
 }
@@ -63,7 +68,8 @@ pub struct Capture<'a> {
     entries: Vec<Entry>,
     /// What is to be written next. Places count from the payload's beginning, plus one.
     batch: Batch,
-    payload: Vec<u8>,
+    /// Parts of what is being saved; here so that their memory is.
+    parts: Vec<(u64, u64)>,
     finished: bool,
 }
 
@@ -84,7 +90,7 @@ impl<'a> Capture<'a> {
             steps: Vec::new(),
             entries: Vec::new(),
             batch: Batch::default(),
-            payload: Vec::new(),
+            parts: Vec::new(),
             finished: false,
         }
     }
@@ -94,7 +100,8 @@ impl<'a> Capture<'a> {
         self.last
     }
 
-    /// Saves what of the range is not saved in this step yet. `old` fills a buffer with what the disk holds from an offset on.
+    /// Saves what of the range is not saved in this step yet. `old` fills a buffer, which holds anything before, with what the disk holds from
+    /// an offset on.
     ///
     /// # Errors
     /// [`HistoryError::Old`] if `old` fails, [`HistoryError::Full`], [`HistoryError::Io`].
@@ -105,26 +112,18 @@ impl<'a> Capture<'a> {
         end: u64,
         mut old: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
     ) -> Result<(), HistoryError> {
-        for (from, to) in self.new_parts(disk, start, end) {
-            let mut at = from;
-            while at < to {
-                let next = to.min(at + MAX_ENTRY_DATA);
-                let begin = self.payload.len();
-                let len = usize::try_from(next - at).unwrap_or(0);
-                self.payload.resize(begin + len, 0);
-                let held = self.payload.get_mut(begin..).unwrap_or_default();
-                old(at, held).map_err(HistoryError::Old)?;
-                let (place, sum) = if is_zero(held) {
-                    self.payload.truncate(begin);
-                    (0, 0)
-                } else {
-                    (begin as u64 + 1, payload_sum(held, self.file.salt))
-                };
-                self.push(disk, at, next, place, sum)?;
-                at = next;
+        self.new_parts(disk, start, end, MAX_ENTRY_DATA, |capture, at, next| {
+            let payload = &mut capture.writer.payload;
+            let (begin, len) = (payload.len(), usize::try_from(next - at).unwrap_or(0));
+            let held = payload.room(len);
+            old(at, held).map_err(HistoryError::Old)?;
+            let (mut place, mut sum) = (0, 0);
+            if !is_zero(held) {
+                (place, sum) = (begin as u64 + 1, payload_sum(held, capture.file.salt));
+                payload.grow(len);
             }
-        }
-        Ok(())
+            capture.push(disk, at, next, place, sum)
+        })
     }
 
     /// The same for a range that is known to hold zeros.
@@ -132,23 +131,33 @@ impl<'a> Capture<'a> {
     /// # Errors
     /// [`HistoryError::Full`], [`HistoryError::Io`].
     pub fn save_zeros(&mut self, disk: u16, start: u64, end: u64) -> Result<(), HistoryError> {
-        for (from, to) in self.new_parts(disk, start, end) {
+        self.new_parts(disk, start, end, MAX_ENTRY_HOLE, |capture, at, next| {
+            capture.push(disk, at, next, 0, 0)
+        })
+    }
+
+    /// Visits what of the range is not saved in this step yet, in parts of at most `most` bytes.
+    fn new_parts(
+        &mut self,
+        disk: u16,
+        start: u64,
+        end: u64,
+        most: u64,
+        mut save: impl FnMut(&mut Self, u64, u64) -> Result<(), HistoryError>,
+    ) -> Result<(), HistoryError> {
+        let mut parts = std::mem::take(&mut self.parts);
+        parts.clear();
+        self.writer.covered.fill(disk, start, end, &mut parts);
+        for (from, to) in parts.iter().copied() {
             let mut at = from;
             while at < to {
-                let next = to.min(at + MAX_ENTRY_HOLE);
-                self.push(disk, at, next, 0, 0)?;
+                let next = to.min(at + most);
+                save(self, at, next)?;
                 at = next;
             }
         }
+        self.parts = parts;
         Ok(())
-    }
-
-    fn new_parts(&mut self, disk: u16, start: u64, end: u64) -> Vec<(u64, u64)> {
-        let mut parts = Vec::new();
-        self.writer
-            .covered
-            .fill(disk, start, end, 0, |from, to| parts.push((from, to)));
-        parts
     }
 
     fn push(
@@ -166,7 +175,7 @@ impl<'a> Capture<'a> {
             place,
             sum,
         });
-        let much = self.payload.len() as u64 >= MAX_BATCH_PAYLOAD;
+        let much = self.writer.payload.len() as u64 >= MAX_BATCH_PAYLOAD;
         if much || self.batch.entries.len() >= MAX_BATCH_RECORDS {
             self.write(self.batch.through)?;
         }
@@ -180,7 +189,7 @@ impl<'a> Capture<'a> {
     /// # Errors
     /// [`HistoryError::Full`], [`HistoryError::Io`].
     pub fn boundary(&mut self, epoch: Epoch, time_ms: u64, kept: bool) -> Result<(), HistoryError> {
-        if self.writer.covered.len() > 0 {
+        if !self.writer.covered.is_empty() {
             let to = Boundary {
                 seq: self.last.seq + 1,
                 epoch,
@@ -247,8 +256,8 @@ impl<'a> Capture<'a> {
 
     /// Writes what has gathered, not durable yet.
     fn write(&mut self, through: Epoch) -> Result<(), HistoryError> {
-        let mut batch = std::mem::take(&mut self.batch);
-        let payload = std::mem::take(&mut self.payload);
+        let batch = &mut self.batch;
+        let payload = self.writer.payload.filled();
         batch.through = through;
         let head = BatchHeader::head_len(batch.steps.len(), batch.entries.len()) as u64;
         let base = self.end + head;
@@ -265,18 +274,19 @@ impl<'a> Capture<'a> {
         let padding = usize::try_from(len.next_multiple_of(PAGE) - len).unwrap_or(0);
         let mut slices = [
             IoSlice::new(&bytes),
-            IoSlice::new(&payload),
+            IoSlice::new(payload),
             IoSlice::new(ZEROS.get(..padding).unwrap_or_default()),
         ];
         let written = self.file.file.write_at(&mut slices, self.end);
         written.map_err(|source| self.history.error("write", source))?;
         let before = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.steps.extend(batch.steps.iter().map(|step| Step {
+        self.steps.extend(batch.steps.drain(..).map(|step| Step {
             entries_end: step.entries_end + before,
-            ..*step
+            ..step
         }));
         self.entries.append(&mut batch.entries);
-        self.batch.through = batch.through;
+        batch.number += 1;
+        self.writer.payload.clear();
         self.previous = sum;
         self.end += len + padding as u64;
         Ok(())
@@ -286,6 +296,7 @@ impl<'a> Capture<'a> {
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
         if !self.finished {
+            self.writer.payload.clear();
             self.writer.covered = covered_by(&self.history.live().active);
         }
     }

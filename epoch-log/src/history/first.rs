@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use super::format::Piece;
 
+/// The ranges of a disk: from the first byte to the byte after the last, and the entry.
+type Ranges = BTreeMap<u64, (u64, u32)>;
+
 /// Ranges of disks, each with the number of the entry that speaks for it.
 #[derive(Clone, Debug, Default)]
 pub struct FirstMap {
-    /// By disk: from the first byte to the byte after the last, and the entry.
-    disks: Vec<BTreeMap<u64, (u64, u32)>>,
+    /// By disk.
+    disks: Vec<Ranges>,
     len: usize,
 }
 
@@ -22,7 +25,6 @@ impl FirstMap {
         entry: u32,
         mut new: impl FnMut(u64, u64),
     ) {
-        let gaps = self.gaps(disk, start, end);
         let index = usize::from(disk);
         if self.disks.len() <= index {
             self.disks.resize_with(index + 1, BTreeMap::new);
@@ -30,6 +32,27 @@ impl FirstMap {
         let Some(map) = self.disks.get_mut(index) else {
             return;
         };
+        // Nearly always nothing is there: one look is enough.
+        let before = map.range(..end).next_back();
+        if before.is_none_or(|(_, (to, _))| *to <= start) {
+            if start < end {
+                map.insert(start, (end, entry));
+                self.len += 1;
+                new(start, end);
+            }
+            return;
+        }
+        let mut gaps = Vec::new();
+        let mut at = start;
+        for (from, to, _) in touching(map, start, end) {
+            if at < from {
+                gaps.push((at, from));
+            }
+            at = to;
+        }
+        if at < end {
+            gaps.push((at, end));
+        }
         for (from, to) in gaps {
             map.insert(from, (to, entry));
             self.len += 1;
@@ -37,34 +60,13 @@ impl FirstMap {
         }
     }
 
-    /// What of the range nothing speaks for, in order.
-    pub fn gaps(&self, disk: u16, start: u64, end: u64) -> Vec<(u64, u64)> {
-        let mut gaps = Vec::new();
-        let mut at = start;
-        self.visit(disk, start, end, |piece| {
-            if at < piece.start {
-                gaps.push((at, piece.start));
-            }
-            at = piece.start + u64::from(piece.len);
-        });
-        if at < end {
-            gaps.push((at, end));
-        }
-        gaps
-    }
-
     /// What speaks for parts of the range, in order, each cut to the range.
     pub fn visit(&self, disk: u16, start: u64, end: u64, mut found: impl FnMut(Piece)) {
         let Some(map) = self.disks.get(usize::from(disk)) else {
             return;
         };
-        let before = map
-            .range(..start)
-            .next_back()
-            .filter(|(_, (to, _))| *to > start);
-        for (from, (to, entry)) in before.into_iter().chain(map.range(start..end)) {
-            let (from, to) = ((*from).max(start), (*to).min(end));
-            found(piece(disk, from, to, *entry));
+        for (from, to, entry) in touching(map, start, end) {
+            found(piece(disk, from, to, entry));
         }
     }
 
@@ -87,6 +89,18 @@ impl FirstMap {
     pub fn len(&self) -> usize {
         self.len
     }
+}
+
+/// What is in the range, in order, each cut to it.
+fn touching(map: &Ranges, start: u64, end: u64) -> impl Iterator<Item = (u64, u64, u32)> {
+    let before = map
+        .range(..start)
+        .next_back()
+        .filter(|(_, (to, _))| *to > start);
+    before
+        .into_iter()
+        .chain(map.range(start..end))
+        .map(move |(from, (to, entry))| ((*from).max(start), (*to).min(end), *entry))
 }
 
 /// Pieces are parts of entries, whose lengths fit.

@@ -19,8 +19,9 @@
 //! range held at the beginning of the run, in the order of the disks.
 //!
 //! All numbers are little-endian, checksums are xxh3 (64 bits) seeded with the random salt of the run. A batch names the checksum of the
-//! batch before it, so remains of an earlier attempt are never taken for its continuation. Steps, entries and index of a closed run are
-//! tables of pages with a checksum each, so that one entry can be read and verified without the others.
+//! batch before it, so remains of an earlier attempt are never taken for its continuation, and has its number in what was saved at once: what
+//! lies before number 0 was durable when that was written. Steps, entries and index of a closed run are tables of pages with a checksum each,
+//! so that one entry can be read and verified without the others.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

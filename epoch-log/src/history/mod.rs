@@ -21,6 +21,7 @@
 mod batch;
 mod capture;
 mod cold;
+mod covered;
 mod error;
 mod first;
 mod format;
@@ -29,6 +30,7 @@ mod live;
 mod maintain;
 mod merge;
 mod open;
+mod payload;
 mod pins;
 mod retention;
 mod roll;

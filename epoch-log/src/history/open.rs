@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::batch::{BATCH_HEADER_LEN, Batch, BatchHeader, is_batch};
+use super::batch::{BATCH_HEADER_LEN, Batch, BatchHeader, begins_capture};
 use super::capture::{Writer, covered_by};
 use super::cold::{self, Cold, Remains, State, Stub};
 use super::format::{Boundary, PAGE, PAGE_LEN, RunHeader, Seal, Step};
@@ -119,6 +119,7 @@ impl History {
                     sealed: 0,
                     previous,
                     covered: covered_by(&active),
+                    payload: Default::default(),
                     next_number: found.next_number,
                     closing: false,
                     until: Epoch(0),
@@ -146,6 +147,7 @@ impl History {
                     sealed: PAGE,
                     previous: active.file.salt,
                     covered: Default::default(),
+                    payload: Default::default(),
                     next_number: found.next_number + 1,
                     closing: false,
                     until: Epoch(0),
@@ -414,14 +416,15 @@ fn make_durable(file: &RunFile) -> Result<(), HistoryError> {
     synced.map_err(|e| failed("sync", file.path.clone(), e))
 }
 
-/// Whether something that was durable once begins at `offset`: what lies before it was, too.
+/// Whether something begins at `offset` before which all was durable once: a capture, or a seal. A later batch of a capture says nothing: the
+/// power may have gone while the capture was written, and the disk does not keep the order.
 fn was_written(file: &RunFile, offset: u64) -> Result<bool, HistoryError> {
     let mut page = vec![0; PAGE_LEN];
     if file.fill(&mut page, offset)? && Seal::is_at(&page, file.salt, offset) {
         return Ok(true);
     }
     let head = head_at(file, offset)?;
-    Ok(head.is_some_and(|(head, _)| is_batch(&head, file.salt, offset)))
+    Ok(head.is_some_and(|(head, _)| begins_capture(&head, file.salt, offset)))
 }
 
 /// Where the first batch of a run lies, and what it names as the one before.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::error::Part;
-use super::overlay::{Clear, Content, Overlay, newest};
+use super::overlay::{Clear, Content, Overlay, Stack};
 use super::shared::{Cut, Job, Order, Shared};
 use super::stepping::Next;
 use crate::failpoint;
@@ -158,11 +158,14 @@ impl Applier {
 /// Applies all of `batch` and makes it durable. Doing it again is harmless, and needed when the flush failed: the page
 /// cache may have dropped what it could not write.
 fn apply(shared: &Shared, batch: &[Arc<Cut>]) -> Result<(), String> {
+    let mut stacks: Vec<Stack<'_>> = shared.disks.iter().map(|_| Stack::default()).collect();
     if let Some(history) = &shared.history {
-        history.save(&shared.disks, batch)?;
+        history.save(&shared.disks, batch, &mut stacks)?;
         failpoint::hit("gateway-after-save");
+    } else {
+        batch.iter().for_each(|cut| cut.stack(&mut stacks));
     }
-    for (index, disk) in shared.disks.iter().enumerate() {
+    for (index, (disk, stack)) in shared.disks.iter().zip(&stacks).enumerate() {
         let layers: Vec<&Overlay> = batch
             .iter()
             .filter_map(|cut| cut.overlays.get(index))
@@ -177,7 +180,7 @@ fn apply(shared: &Shared, batch: &[Arc<Cut>]) -> Result<(), String> {
         if layers.iter().all(|layer| layer.is_empty()) {
             continue;
         }
-        write(disk, &layers).map_err(|e| failed("written", &e))?;
+        write(disk, &layers, stack).map_err(|e| failed("written", &e))?;
         disk.image.sync().map_err(|e| failed("flushed", &e))?;
     }
     if let (Some(history), Some(last)) = (&shared.history, batch.last()) {
@@ -186,14 +189,14 @@ fn apply(shared: &Shared, batch: &[Arc<Cut>]) -> Result<(), String> {
     Ok(())
 }
 
-/// Brings these layers, oldest first, into the image: what is cleared first, then the data, each byte of it once.
-fn write(disk: &Disk, layers: &[&Overlay]) -> io::Result<()> {
+/// Brings these layers, oldest first, into the image: what is cleared first, then the data, each byte of it once. `stack` has them all.
+fn write(disk: &Disk, layers: &[&Overlay], stack: &Stack<'_>) -> io::Result<()> {
     for (offset, len, content) in layers.iter().flat_map(|layer| layer.parts()) {
         if let Content::Cleared(clear) = content {
             disk.image.clear(offset, len, clear)?;
         }
     }
-    let data = newest(layers);
+    let data = stack.data();
     let mut rest = data.as_slice();
     let mut begun = rest.first().map_or(0, |(offset, _)| *offset);
     let mut written = 0;
@@ -300,7 +303,9 @@ mod tests {
                 overlays.push(overlay);
             }
             let layers: Vec<&Overlay> = overlays.iter().collect();
-            write(&disk, &layers).unwrap();
+            let mut stack = Stack::default();
+            layers.iter().for_each(|layer| stack.push(layer));
+            write(&disk, &layers, &stack).unwrap();
             prop_assert!(std::fs::read(file.path()).unwrap() == model);
         }
     }

@@ -18,7 +18,7 @@ use super::budget::Budget;
 use super::disk::{Disk, Layer, Rights};
 use super::error::{GroupError, Part};
 use super::history::{GroupHistory, now_ms};
-use super::overlay::Overlay;
+use super::overlay::{Overlay, Stack};
 use super::refusal::Refusal;
 use crate::control::api::{AttachmentKind, Event};
 use crate::export::{Cutter, IoError};
@@ -95,6 +95,13 @@ impl Cut {
     /// Bytes of guest data in it.
     pub fn data_bytes(&self) -> u64 {
         self.overlays.iter().map(|o| o.data_bytes()).sum()
+    }
+
+    /// Puts what it has on top of `stacks`, one for each disk.
+    pub fn stack<'a>(&'a self, stacks: &mut [Stack<'a>]) {
+        for (stack, overlay) in stacks.iter_mut().zip(&self.overlays) {
+            stack.push(overlay);
+        }
     }
 }
 

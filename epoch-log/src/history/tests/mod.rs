@@ -6,3 +6,4 @@ mod freeze;
 mod model;
 mod random;
 mod store;
+mod torn;

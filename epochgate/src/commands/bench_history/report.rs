@@ -23,8 +23,8 @@ fn ratios(figures: &Figures, to: Past) -> Option<(Spread, Spread)> {
 
 pub(super) fn markdown(figures: &Figures, machine: &Machine) -> String {
     let mut text = format!(
-        "{} cores, Linux {}, {}.\n\n`{COMMAND} --epochs {}`: native client, 4 KiB at random, 32 in flight; median (smallest–largest) of ratios \
-         within one round.\n\n| {} epochs kept against | random read | async random write |\n|---|---|---|\n",
+        "{} cores, Linux {}, {}.\n\n`{COMMAND} --epochs {}`: native client, 4 KiB at random, 32 in flight; writes count until they are in the image; median \
+         (smallest–largest) of ratios within one round.\n\n| {} epochs kept against | random read | async random write |\n|---|---|---|\n",
         machine.cores, machine.kernel, machine.file_system, figures.epochs, figures.epochs
     );
     for to in [Past::Empty, Past::None] {

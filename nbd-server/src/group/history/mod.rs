@@ -24,7 +24,7 @@ use epoch_log::history::{Capture, History, HistoryError, Retention};
 use super::disk::Disk;
 use super::error::with_sources;
 use super::image::Image;
-use super::overlay::{Content, Overlay, Span};
+use super::overlay::{Content, Span, Stack};
 use super::shared::Cut;
 
 pub use attach::names_a_point;
@@ -63,13 +63,20 @@ pub struct GroupHistory {
 }
 
 impl GroupHistory {
-    /// Saves what these epochs will change, durably. They may be applied then. What was saved before costs nothing.
+    /// Saves what these epochs will change, durably. They may be applied then. What was saved before costs nothing. `stacks` has one for each
+    /// disk, and is left with all that the epochs hold.
     ///
     /// # Errors
     /// In words; to be tried again.
-    pub fn save(&self, disks: &[Arc<Disk>], batch: &[Arc<Cut>]) -> Result<(), String> {
+    pub fn save<'a>(
+        &self,
+        disks: &[Arc<Disk>],
+        batch: &'a [Arc<Cut>],
+        stacks: &mut [Stack<'a>],
+    ) -> Result<(), String> {
         loop {
-            let result = self.try_save(disks, batch);
+            stacks.fill_with(Stack::default);
+            let result = self.try_save(disks, batch, stacks);
             if result.as_ref().is_err_and(HistoryError::is_full) && self.make_room() {
                 continue;
             }
@@ -77,39 +84,30 @@ impl GroupHistory {
         }
     }
 
-    fn try_save(&self, disks: &[Arc<Disk>], batch: &[Arc<Cut>]) -> Result<(), HistoryError> {
+    fn try_save<'a>(
+        &self,
+        disks: &[Arc<Disk>],
+        batch: &'a [Arc<Cut>],
+        stacks: &mut [Stack<'a>],
+    ) -> Result<(), HistoryError> {
         let mut capture = self.past.capture()?;
         let known = capture.last().epoch;
-        for (number, cut) in batch.iter().enumerate() {
+        for cut in batch {
             // Saved before, and applied in part perhaps.
-            if cut.epoch <= known {
-                continue;
-            }
-            let earlier = batch.get(..number).unwrap_or_default();
-            for (index, disk) in disks.iter().enumerate() {
-                let Some(overlay) = cut.overlays.get(index) else {
-                    continue;
-                };
-                let layers: Vec<&Overlay> = earlier
-                    .iter()
-                    .rev()
-                    .filter_map(|cut| cut.overlays.get(index))
-                    .map(AsRef::as_ref)
-                    .filter(|layer| !layer.is_empty())
-                    .collect();
-                let place = Place {
-                    disk: u16::try_from(index).unwrap_or(u16::MAX),
-                    image: &disk.image,
-                };
-                for (offset, len, _) in overlay.parts() {
-                    let span = Span {
-                        start: offset,
-                        end: offset + len,
+            if cut.epoch > known {
+                let changed = disks.iter().zip(&cut.overlays).zip(stacks.iter());
+                for (number, ((disk, overlay), below)) in (0..).zip(changed) {
+                    let place = Place {
+                        disk: number,
+                        image: &disk.image,
                     };
-                    place.save_below(&mut capture, &layers, span)?;
+                    for span in overlay.spans() {
+                        place.save_below(&mut capture, below, span)?;
+                    }
                 }
+                capture.boundary(cut.epoch, cut.sealed_ms, true)?;
             }
-            capture.boundary(cut.epoch, cut.sealed_ms, true)?;
+            cut.stack(stacks);
         }
         capture.finish(batch.last().map_or(known, |cut| cut.epoch))
     }
@@ -143,32 +141,25 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Saves what a range holds below an epoch that changes it: in `layers`, newest first, or in the image.
+    /// Saves what a range holds below an epoch that changes it: in the epochs before it that wait with it, or in the image.
     fn save_below(
         &self,
         capture: &mut Capture<'_>,
-        layers: &[&Overlay],
+        below: &Stack<'_>,
         span: Span,
     ) -> Result<(), HistoryError> {
-        let mut gaps = vec![span];
-        let mut held = Vec::new();
-        for layer in layers {
-            layer.cover(&mut gaps, |span, content| held.push((span, content)));
-        }
-        for (span, content) in held {
-            match content {
-                Content::Cleared(_) => capture.save_zeros(self.disk, span.start, span.end)?,
-                Content::Data(data) => {
-                    capture.save(self.disk, span.start, span.end, |at, buffer| {
-                        let from = usize::try_from(at - span.start).unwrap_or(usize::MAX);
-                        let part = data.get(from..).and_then(|rest| rest.get(..buffer.len()));
-                        buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
-                        Ok(())
-                    })?
-                }
+        below.look(span, |span, content| match content {
+            None => self.save(capture, span),
+            Some(Content::Cleared(_)) => capture.save_zeros(self.disk, span.start, span.end),
+            Some(Content::Data(data)) => {
+                capture.save(self.disk, span.start, span.end, |at, buffer| {
+                    let from = usize::try_from(at - span.start).unwrap_or(usize::MAX);
+                    let part = data.get(from..).and_then(|rest| rest.get(..buffer.len()));
+                    buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+                    Ok(())
+                })
             }
-        }
-        gaps.into_iter().try_for_each(|gap| self.save(capture, gap))
+        })
     }
 
     /// Saves what the image holds in a range.

@@ -12,10 +12,10 @@
 
 mod buffers;
 mod clears;
-mod newest;
 mod region;
 mod revive;
 mod sequence;
+mod stack;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -28,9 +28,9 @@ use buffers::Buffers;
 use clears::Clears;
 use region::{Extent, REGION_BITS, Region, What};
 
-pub use newest::newest;
 pub use revive::NotRevived;
 pub use sequence::Cursor;
+pub use stack::Stack;
 
 /// Bytes of disk in one region.
 const REGION: u64 = 1 << REGION_BITS;

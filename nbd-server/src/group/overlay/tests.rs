@@ -131,6 +131,99 @@ proptest! {
     }
 }
 
+/// What the overlays hold of a range, the newest first, by a walk over all of them: for each byte, or none where no overlay has it.
+fn walk(overlays: &[Overlay], at: u64, len: u64) -> Vec<Option<(bool, u8)>> {
+    let mut bytes = vec![None; len as usize];
+    let mut gaps = vec![Span {
+        start: at,
+        end: at + len,
+    }];
+    for overlay in overlays.iter().rev() {
+        overlay.cover(&mut gaps, |span, content| {
+            put(&mut bytes, at, span, content);
+        });
+    }
+    bytes
+}
+
+fn put(bytes: &mut [Option<(bool, u8)>], at: u64, span: Span, content: Content<'_>) {
+    let part = &mut bytes[(span.start - at) as usize..(span.end - at) as usize];
+    match content {
+        Content::Data(data) => {
+            assert_eq!(data.len(), part.len());
+            let data = data.iter().map(|byte| Some((true, *byte)));
+            part.iter_mut().zip(data).for_each(|(to, from)| *to = from);
+        }
+        Content::Cleared(_) => part.fill(Some((false, 0))),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_stack_holds_what_a_walk_over_its_layers_finds(
+        layers in proptest::collection::vec(proptest::collection::vec(op(), 0..12), 1..6),
+        looks in proptest::collection::vec(range(), 1..10),
+    ) {
+        let budget = Budget::endless();
+        let mut model = vec![0; SIZE as usize];
+        let overlays: Vec<Overlay> = layers
+            .iter()
+            .map(|ops| {
+                let mut overlay = Overlay::new(&budget, Home::TEST);
+                ops.iter().for_each(|op| apply(op, &mut overlay, &mut model));
+                overlay
+            })
+            .collect();
+        let mut stack = Stack::default();
+        for (number, overlay) in overlays.iter().enumerate() {
+            let below = &overlays[..number];
+            for (at, len) in looks.iter().copied().chain([(0, SIZE)]) {
+                let mut bytes = vec![None; len as usize];
+                let mut end = at;
+                let mut last = Some(Content::Data(&[]));
+                stack.look(Span { start: at, end: at + len }, |span, content| {
+                    assert!(span.start == end && span.start < span.end, "not all of it, or not in order");
+                    assert!(matches!(content, Some(Content::Data(_))) || content != last, "could be one");
+                    (end, last) = (span.end, content);
+                    if let Some(content) = content {
+                        put(&mut bytes, at, span, content);
+                    }
+                    Ok::<(), ()>(())
+                }).unwrap();
+                prop_assert_eq!(end, at + len);
+                prop_assert!(bytes == walk(below, at, len), "a look at {at} of {len} below layer {number}");
+            }
+            stack.push(overlay);
+        }
+        let mut bytes = walk(&overlays, 0, SIZE);
+        let mut end = 0;
+        for (at, data) in stack.data() {
+            prop_assert!(at >= end, "not in order");
+            end = at + data.len() as u64;
+            for (byte, found) in data.iter().zip(&mut bytes[at as usize..]) {
+                prop_assert_eq!(found.take(), Some((true, *byte)));
+            }
+        }
+        prop_assert!(bytes.iter().all(|byte| !matches!(byte, Some((true, _)))), "data is missing");
+    }
+
+    #[test]
+    fn the_spans_of_an_overlay_are_what_its_parts_change(ops in proptest::collection::vec(op(), 0..30)) {
+        let budget = Budget::endless();
+        let mut overlay = Overlay::new(&budget, Home::TEST);
+        ops.iter().for_each(|op| apply(op, &mut overlay, &mut vec![0; SIZE as usize]));
+        let bytes = |spans: &mut dyn Iterator<Item = Span>| {
+            let mut changed = vec![false; SIZE as usize];
+            spans.for_each(|span| changed[span.start as usize..span.end as usize].fill(true));
+            changed
+        };
+        let mut parts = overlay.parts().map(|(start, len, _)| Span { start, end: start + len });
+        prop_assert!(bytes(&mut overlay.spans()) == bytes(&mut parts));
+        let spans: Vec<Span> = overlay.spans().skip(overlay.clears.len()).collect();
+        prop_assert!(spans.windows(2).all(|two| two[0].end < two[1].start), "neighbours are one, in order");
+    }
+}
+
 /// What is left of overlays when their process dies.
 fn left(arena: &Arena, overlays: Vec<Overlay>) {
     arena.leave();
