@@ -1,11 +1,15 @@
 //! `epochgate monitor record` of a VM that is protected, through the gateway, the output gate and a tap, as a user does it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use epochgate_tests::command::epochgate;
+use epochgate_tests::network::HOSTS;
 use epochgate_tests::process::Process;
-use epochgate_tests::site::{Options, Site, tempdir};
+use epochgate_tests::site::{Options, Site, VM, tempdir};
+use epochgate_tests::waiting::wait_until;
 use serde_json::Value;
 
 fn shown(file: &str) -> Value {
@@ -132,6 +136,99 @@ fn a_recording_ends_whole_when_it_is_told_to() {
         None,
         "nobody tracks the pages of a VM that is not protected"
     );
+}
+
+/// The page of metrics at a unix socket.
+fn scrape(socket: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: monitor\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+#[test]
+fn a_protected_vm_is_watched() {
+    let mut site = Site::new(&Options {
+        output: Some("hold"),
+        ..Options::default()
+    });
+    site.start_protected(&[]);
+    let (config, metrics) = (site.file("vm.toml"), site.file("metrics.sock"));
+    let arguments = [
+        "monitor",
+        "watch",
+        "--config",
+        &config,
+        "--metrics",
+        &metrics,
+        "--json",
+    ];
+    // Where its tap is.
+    let mut monitor = site.start(HOSTS[0], "monitor", arguments, &[]);
+    let watching = monitor.event(&["watching"]);
+    assert_eq!(watching["pid"], site.source_qemu(), "{watching}");
+    let health = || site.status()["health"][0].clone();
+    let judged = wait_until(
+        "a window that is judged",
+        || Some(health()).filter(|now| !now["opinion"].is_null()),
+        || health().to_string(),
+    );
+    assert_eq!((&judged["vm"], &judged["lost"]), (&VM.into(), &Value::Null));
+    let opinion = &judged["opinion"];
+    for number in ["score", "threshold", "confidence"] {
+        let value = opinion[number].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&value), "{number}: {opinion}");
+    }
+    // Nothing is missing that the model listens to but what needs KVM.
+    assert!(opinion["confidence"].as_f64() > Some(0.9), "{judged}");
+    let page = scrape(&metrics);
+    assert!(
+        page.contains("epochgate_monitor_reachable{vm=\"vm1\"} 1"),
+        "{page}"
+    );
+    let mut second = site.start(HOSTS[0], "second", arguments, &[]);
+    assert_eq!(second.wait().code(), Some(2), "{}", second.log_tail());
+    monitor.stop();
+    assert_eq!(site.status()["health"], serde_json::json!([]));
+}
+
+#[test]
+fn settings_that_are_wrong_are_refused() {
+    let dir = tempdir();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let check = |text: &str| {
+        std::fs::write(file("monitor.toml"), text).unwrap();
+        let settings = file("monitor.toml");
+        epochgate([
+            "monitor",
+            "watch",
+            "--vm",
+            "vm1",
+            "--check",
+            "--settings",
+            &settings,
+        ])
+    };
+    check("").with(0);
+    check("[verdict]\nwindows = 2\nof = 4\n")
+        .with(2)
+        .says(&["more than half"]);
+    check("[actions]\nfaulty = [{ do = \"pin_healthy\" }]\n")
+        .with(2)
+        .says(&["pin_healthy", "gateway"]);
+    check("[actions]\nfaulty = [{ do = \"shrug\" }]\n")
+        .with(2)
+        .says(&["shrug", "notify"]);
+    check("[actions]\nstrange = [{ do = \"restart\" }]\n")
+        .with(2)
+        .says(&["strange"]);
+    std::fs::write(file("x.egmodel"), "no model").unwrap();
+    check(&format!("model = \"{}\"\n", file("x.egmodel")))
+        .with(2)
+        .says(&["x.egmodel"]);
 }
 
 #[test]
