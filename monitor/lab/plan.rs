@@ -23,6 +23,8 @@ const CHECKPOINTS_MS: [u64; 3] = [100, 250, 50];
 const CHANGE_SHARE: [f64; 2] = [0.6, 0.3];
 /// Seconds without a change after the begin, and before a fault or the end.
 const STEADY_S: u64 = 50;
+/// Seconds between two changes, at least.
+const APART_S: u64 = 35;
 
 /// Runs of so many seconds in all, at least, with every load and every fault in it about equally often.
 pub fn plan(seed: u64, seconds: u64) -> Vec<Spec> {
@@ -96,7 +98,7 @@ pub fn spec(
     let is_protected = number % PROTECTED_EVERY == PROTECTED_EVERY - 1 && !by_disk;
     let checkpoints_ms = CHECKPOINTS_MS[number / PROTECTED_EVERY % CHECKPOINTS_MS.len()];
     let seed = random.random();
-    let change = change(load, fault.is_some(), size, normal_s, seed, &mut also);
+    let changes = changes(load, fault.is_some(), size, normal_s, seed, &mut also);
     Spec {
         id: format!(
             "{number:03}-{}-{kind}-{}x{}",
@@ -115,48 +117,75 @@ pub fn spec(
         normal_s,
         faulty_s,
         also,
-        change,
+        changes,
         seed,
     }
 }
 
-/// What the load changes to, from a seed of its own.
-fn change(
+/// What the load changes to, and when, from a seed of its own.
+fn changes(
     load: Load,
     is_faulty: bool,
     size: Size,
     normal_s: u64,
     seed: u64,
     also: &mut Vec<String>,
-) -> Option<Change> {
+) -> Vec<Change> {
     let mut random = StdRng::seed_from_u64(!seed);
     let wanted = random.random_bool(CHANGE_SHARE[usize::from(is_faulty)]);
     if !wanted || load.name == "boot" || normal_s < 2 * STEADY_S {
-        return None;
+        return Vec::new();
     }
     let at_s = random.random_range(STEADY_S..=normal_s - STEADY_S);
+    let mut is_quiet = ["idle", "night"].contains(&load.name);
+    let mut all = vec![change(at_s, true, &mut is_quiet, size, &mut random, also)];
+    let most = if is_faulty {
+        1
+    } else {
+        random.random_range(1..=3)
+    };
+    for _ in 1..most {
+        let at_s = random.random_range(STEADY_S..=normal_s - STEADY_S);
+        if all.iter().all(|other| other.at_s.abs_diff(at_s) >= APART_S) {
+            // More than two loads at once may not fit into the memory.
+            all.push(change(at_s, false, &mut is_quiet, size, &mut random, also));
+        }
+    }
+    all.sort_by_key(|change| change.at_s);
+    all
+}
+
+fn change(
+    at_s: u64,
+    beside: bool,
+    is_quiet: &mut bool,
+    size: Size,
+    random: &mut StdRng,
+    also: &mut Vec<String>,
+) -> Change {
     let mut drawn = Drawn::default();
-    let was_quiet = ["idle", "night"].contains(&load.name);
     let (ends, begins) = match random.random_range(0..10) {
-        _ if was_quiet => (false, true),
+        _ if *is_quiet => (false, true),
         0..4 => (false, true),
         4..7 => (true, false),
         _ => (true, true),
     };
+    let ends = ends || !beside;
     if ends {
         drawn.lines.push(loads::STOP.to_owned());
     }
     if begins {
-        let next = loads::light(&mut random);
-        let begun = next.draw(&mut random, size);
+        let next = loads::light(random);
+        let begun = next.draw(random, size);
         drawn.add(next, begun);
     }
+    *is_quiet = ends && !begins;
     also.extend(drawn.parts.iter().map(|part| (*part).to_owned()));
-    Some(Change {
+    Change {
         at_s,
         lines: drawn.lines,
         clients: drawn.clients,
-    })
+    }
 }
 
 /// Cards that are dealt until there are none, then shuffled and dealt again.

@@ -146,7 +146,7 @@ async fn record(job: &Job, spec: &Spec, stand: &mut Stand) -> anyhow::Result<(Re
     let recorder = Recorder::start(stand.vm.watched()?, job.interval).await?;
     let begun = Instant::now() - Duration::from_millis(recorder.at_ms());
     recorder.mark_phase("load");
-    if let Some(change) = &spec.change {
+    for change in &spec.changes {
         sleep_until(begun + Duration::from_secs(change.at_s)).await;
         recorder.mark_phase("change");
         stand.change(change, spec).await?;
@@ -167,7 +167,6 @@ async fn record(job: &Job, spec: &Spec, stand: &mut Stand) -> anyhow::Result<(Re
     }
     let counts = &stand.clients.counts;
     reference(&mut labels, &stand.probe.answers(), injected);
-    let later = stand.later.as_ref().map(|later| &later.counts);
     for (key, count) in [
         (
             "clients.good",
@@ -176,7 +175,8 @@ async fn record(job: &Job, spec: &Spec, stand: &mut Stand) -> anyhow::Result<(Re
         ("clients.bad", |counts| &counts.bad),
     ] {
         let of = |counts: &Counts| count(counts).load(Ordering::Relaxed);
-        let sum = of(counts) + later.map_or(0, |later| of(later));
+        let later = stand.later.iter().map(|later| of(&later.counts));
+        let sum = of(counts) + later.sum::<u64>();
         labels.tags.insert(key.into(), sum.to_string());
     }
     Ok((recorder.finish(labels).await?, begun))
@@ -211,7 +211,7 @@ fn labels(job: &Job, spec: &Spec) -> Labels {
 }
 
 fn all_lines(spec: &Spec) -> Vec<&str> {
-    let change = spec.change.iter().flat_map(|change| &change.lines);
+    let change = spec.changes.iter().flat_map(|change| &change.lines);
     spec.lines
         .iter()
         .chain(change)

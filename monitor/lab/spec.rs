@@ -112,9 +112,9 @@ pub struct Spec {
     /// Loads that are in it beside that of its kind, or follow it.
     #[serde(default)]
     pub also: Vec<String>,
-    /// What the load changes to.
+    /// What the load changes to, in the order of time.
     #[serde(default)]
-    pub change: Option<Change>,
+    pub changes: Vec<Change>,
     /// The fault, if there is one.
     pub fault: Option<FaultSpec>,
     /// Seconds from the begin of the load to the fault, or to the end.

@@ -29,7 +29,7 @@ pub struct Stand {
     /// Clients outside.
     pub clients: Clients,
     /// Those who came when the load changed.
-    pub later: Option<Clients>,
+    pub later: Vec<Clients>,
 }
 
 impl Stand {
@@ -54,7 +54,7 @@ impl Stand {
             shell,
             probe,
             clients,
-            later: None,
+            later: Vec::new(),
         })
     }
 
@@ -69,10 +69,10 @@ impl Stand {
             let more = Clients::start(
                 &change.clients,
                 self.vm.address(),
-                !spec.seed,
+                spec.seed ^ change.at_s,
                 &self.vm.lab_qmp(),
             );
-            self.later = Some(more);
+            self.later.push(more);
         }
         Ok(())
     }
