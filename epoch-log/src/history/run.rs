@@ -157,11 +157,12 @@ impl RunFile {
             return Ok(());
         }
         self.payload(entry, scratch)?;
-        let from = usize::try_from(start - entry.start).unwrap_or(usize::MAX);
-        let part = scratch
-            .get(from..)
+        // A forged table may lead to an entry for another range.
+        let part = start
+            .checked_sub(entry.start)
+            .and_then(|from| scratch.get(usize::try_from(from).ok()?..))
             .and_then(|rest| rest.get(..buffer.len()));
-        let part = part.ok_or_else(|| self.damaged(entry.place, "an entry that is too short"))?;
+        let part = part.ok_or_else(|| self.damaged(entry.place, "an entry for another range"))?;
         buffer.copy_from_slice(part);
         Ok(())
     }
