@@ -86,6 +86,28 @@ impl LogDir {
         Ok(())
     }
 
+    /// Makes `text` all that a small file holds, durably: it is written under another name first, so that there never is half of it.
+    pub fn replace(&self, name: &str, text: &str) -> io::Result<()> {
+        let mut file = self.create_file(&format!("{name}.new"))?;
+        file.write_at(&mut [IoSlice::new(text.as_bytes())], 0)?;
+        file.sync()?;
+        self.rename(&mut file, name)?;
+        self.sync()
+    }
+
+    /// What a small file holds, up to `most` bytes of it. None: it is not there.
+    pub fn read_text(&self, name: &str, most: usize) -> io::Result<Option<String>> {
+        let file = match self.open_file_read_only(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let len = usize::try_from(file.len()?).unwrap_or(most).min(most);
+        let mut bytes = vec![0; len];
+        let got = file.read_at(&mut bytes, 0)?;
+        bytes.truncate(got);
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
     /// Removes a file.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The mark that nothing of a history may go: whoever looks for what went wrong, and when, has it all until the mark is taken away or its time is
 //! over. Knows the file of the mark and nothing of runs.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,9 @@ use super::{History, HistoryError};
 use crate::disk::LogDir;
 
 const NAME: &str = "FROZEN";
-const NEW_NAME: &str = "FROZEN.new";
 const TITLE: &str = "epochgate frozen 1";
+/// Bytes that a mark has, at most.
+const MOST: usize = 128;
 
 /// Nothing is trimmed or thinned for its age or the size of the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,21 +35,19 @@ impl Frozen {
 
 /// Reads the mark of a history. One that can't be understood holds until somebody ends it: what it keeps can't be had back.
 pub fn load(dir: &LogDir) -> Result<Option<Frozen>, HistoryError> {
-    let path = dir.path().join(NAME);
-    let mut bytes = vec![0; 128];
-    let mut read = || {
-        let file = dir.open_file_read_only(NAME)?;
-        file.read_at(&mut bytes, 0)
-    };
-    let got = match read() {
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|source| failed("read the mark of a freeze of", path, source))?,
-    };
-    let text = String::from_utf8_lossy(bytes.get(..got).unwrap_or_default()).into_owned();
-    Ok(Some(parse(&text).unwrap_or(Frozen {
-        since_ms: 0,
-        until_ms: None,
-    })))
+    let text = dir.read_text(NAME, MOST).map_err(|source| {
+        failed(
+            "read the mark of a freeze of",
+            dir.path().join(NAME),
+            source,
+        )
+    })?;
+    Ok(text.map(|text| {
+        parse(&text).unwrap_or(Frozen {
+            since_ms: 0,
+            until_ms: None,
+        })
+    }))
 }
 
 fn parse(text: &str) -> Option<Frozen> {
@@ -68,14 +67,8 @@ fn store(dir: &LogDir, frozen: Frozen) -> Result<(), HistoryError> {
         .until_ms
         .map_or("-".to_owned(), |until| until.to_string());
     let text = format!("{TITLE} {} {until}\n", frozen.since_ms);
-    let write = || {
-        let mut file = dir.create_file(NEW_NAME)?;
-        file.write_at(&mut [IoSlice::new(text.as_bytes())], 0)?;
-        file.sync()?;
-        dir.rename(&mut file, NAME)?;
-        dir.sync()
-    };
-    write().map_err(|source| failed("mark a freeze of", dir.path().join(NAME), source))
+    dir.replace(NAME, &text)
+        .map_err(|source| failed("mark a freeze of", dir.path().join(NAME), source))
 }
 
 impl History {

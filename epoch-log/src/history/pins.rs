@@ -1,7 +1,5 @@
 //! Points in time with a name, which are never trimmed. Knows the file that they are in and nothing of runs.
 
-use std::io::{self, IoSlice};
-
 use serde::{Deserialize, Serialize};
 
 use super::HistoryError;
@@ -12,13 +10,14 @@ use crate::Epoch;
 use crate::disk::LogDir;
 
 const NAME: &str = "PINS";
-const NEW_NAME: &str = "PINS.new";
 /// First line of the file.
 const TITLE: &str = "epochgate pins 1";
 /// Longest name, in bytes.
 const MAX_NAME: usize = 64;
 /// Most pins: their file stays small.
 pub const MAX_PINS: usize = 4096;
+/// Bytes of their file, at most.
+const MOST_BYTES: usize = 1 << 20;
 
 /// A point in time with a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,18 +35,13 @@ pub struct Pin {
 /// Reads the pins of a history.
 pub fn load(dir: &LogDir) -> Result<Vec<Pin>, HistoryError> {
     let path = dir.path().join(NAME);
-    let read = || {
-        let file = dir.open_file_read_only(NAME)?;
-        let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(0).min(1 << 20)];
-        let got = file.read_at(&mut bytes, 0)?;
-        bytes.truncate(got);
-        Ok(bytes)
+    let text = dir
+        .read_text(NAME, MOST_BYTES)
+        .map_err(|source| failed("read the pins of", path.clone(), source))?;
+    let Some(text) = text else {
+        return Ok(Vec::new());
     };
-    let bytes = match read() {
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(|source| failed("read the pins of", path.clone(), source))?,
-    };
-    parse(&String::from_utf8_lossy(&bytes)).ok_or(HistoryError::Damaged {
+    parse(&text).ok_or(HistoryError::Damaged {
         file: path,
         offset: 0,
         what: "a line that names no pin",
@@ -68,14 +62,8 @@ pub fn store(dir: &LogDir, pins: &[Pin]) -> Result<(), HistoryError> {
             pin.seq, pin.name
         ));
     }
-    let write = || {
-        let mut file = dir.create_file(NEW_NAME)?;
-        file.write_at(&mut [IoSlice::new(text.as_bytes())], 0)?;
-        file.sync()?;
-        dir.rename(&mut file, NAME)?;
-        dir.sync()
-    };
-    write().map_err(|source| failed("write the pins of", dir.path().join(NAME), source))
+    dir.replace(NAME, &text)
+        .map_err(|source| failed("write the pins of", dir.path().join(NAME), source))
 }
 
 fn parse(text: &str) -> Option<Vec<Pin>> {

@@ -157,7 +157,6 @@ impl RunFile {
             return Ok(());
         }
         self.payload(entry, scratch)?;
-        // A forged table may lead to an entry for another range.
         let part = start
             .checked_sub(entry.start)
             .and_then(|from| scratch.get(usize::try_from(from).ok()?..))
@@ -336,6 +335,19 @@ impl ClosedRun {
                 .damaged(self.trailer.entries.offset, "an entry is missing")
         };
         found.first().copied().ok_or_else(missing)
+    }
+
+    /// The entry that speaks for a piece, which may be cut. Tables that do not fit each other are damage: a piece says nothing beyond its entry.
+    pub fn entry_of(&self, piece: &Piece) -> Result<Entry, HistoryError> {
+        let entry = self.entry(piece.entry)?;
+        let end = piece.start + u64::from(piece.len);
+        let fits = entry.disk == piece.disk && entry.start <= piece.start && end <= entry.end();
+        fits.then_some(entry).ok_or_else(|| {
+            self.file.damaged(
+                self.trailer.index.offset,
+                "a piece of another range than its entry",
+            )
+        })
     }
 
     /// What the range held when the run began, as far as the run changed it: in order, each piece cut to the range.

@@ -158,7 +158,7 @@ impl Source {
                 for piece in run.find(disk, start, end)? {
                     found.push(Found {
                         file: Arc::clone(&run.file),
-                        entry: run.entry(piece.entry)?,
+                        entry: run.entry_of(&piece)?,
                         start: piece.start,
                         end: piece.start + u64::from(piece.len),
                     });

@@ -1,32 +1,25 @@
 //! The mark that the images are on their way back to an earlier point: while it is there, they are no epoch at all, and whoever opens the
 //! group goes on with that before anything else. Knows the file of the mark and nothing of images.
 
-use std::io::{self, IoSlice};
-
 use super::run::failed;
 use super::{History, HistoryError};
 use crate::Epoch;
 use crate::disk::LogDir;
 
 const NAME: &str = "REWIND";
-const NEW_NAME: &str = "REWIND.new";
 const TITLE: &str = "epochgate rewind 1";
+/// Bytes that a mark has, at most.
+const MOST: usize = 128;
 
 /// The epoch that the images are on their way back to.
 pub fn load(dir: &LogDir) -> Result<Option<Epoch>, HistoryError> {
     let path = dir.path().join(NAME);
-    let mut bytes = vec![0; 128];
-    let mut read = || {
-        let file = dir.open_file_read_only(NAME)?;
-        file.read_at(&mut bytes, 0)
+    let text = dir
+        .read_text(NAME, MOST)
+        .map_err(|source| failed("read the mark of a rewind of", path.clone(), source))?;
+    let Some(text) = text else {
+        return Ok(None);
     };
-    let got = match read() {
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => return Ok(None),
-        other => {
-            other.map_err(|source| failed("read the mark of a rewind of", path.clone(), source))?
-        }
-    };
-    let text = String::from_utf8_lossy(bytes.get(..got).unwrap_or_default()).into_owned();
     let epoch = text
         .strip_prefix(TITLE)
         .and_then(|rest| rest.trim().parse().ok());
@@ -47,17 +40,8 @@ impl History {
     pub fn begin_rewind(&self, epoch: Epoch) -> Result<(), HistoryError> {
         self.live().resolve(epoch)?;
         let dir = self.dir();
-        let write = || {
-            let mut file = dir.create_file(NEW_NAME)?;
-            file.write_at(
-                &mut [IoSlice::new(format!("{TITLE} {epoch}\n").as_bytes())],
-                0,
-            )?;
-            file.sync()?;
-            dir.rename(&mut file, NAME)?;
-            dir.sync()
-        };
-        write().map_err(|source| failed("mark a rewind of", dir.path().join(NAME), source))
+        dir.replace(NAME, &format!("{TITLE} {epoch}\n"))
+            .map_err(|source| failed("mark a rewind of", dir.path().join(NAME), source))
     }
 
     /// The epoch that the images are on their way back to.
