@@ -10,7 +10,7 @@ use super::metrics::{auc, best_threshold};
 use super::table::{Label, Row, Run, Table};
 use crate::features::{FEATURES_VERSION, Feature, features};
 use crate::judge::Panel;
-use crate::model::{Classifier, Header, Method, Model, Novelty, Training, Trees, Verdict};
+use crate::model::{Classifier, Header, Method, Model, Novelty, Thresholds, Training, Trees};
 use crate::signals::SIGNALS_VERSION;
 
 /// How to learn.
@@ -101,7 +101,7 @@ pub fn train(table: &Table, members: &[usize], options: Options) -> Result<Model
             .map(|at| features()[*at].name().to_owned())
             .collect(),
         kinds: whole.kinds.iter().map(|(name, _)| name.clone()).collect(),
-        verdict: Verdict {
+        verdict: Thresholds {
             threshold,
             alarm,
             k: options.k,

@@ -48,7 +48,7 @@ pub struct Header {
     /// Kinds of fault that it knows.
     pub kinds: Vec<String>,
     /// When a window is faulty, and when a VM is.
-    pub verdict: Verdict,
+    pub verdict: Thresholds,
     /// What it was trained on.
     pub training: Training,
 }
@@ -56,7 +56,7 @@ pub struct Header {
 /// From scores to labels and verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Verdict {
+pub struct Thresholds {
     /// A window is faulty from this score on.
     pub threshold: f32,
     /// A window counts for a verdict from this score on: higher, as a verdict may lead to an action.
@@ -122,7 +122,7 @@ impl Header {
         if sorted.windows(2).any(|two| two[0] == two[1]) {
             return invalid("a feature that is there twice");
         }
-        let Verdict {
+        let Thresholds {
             threshold,
             alarm,
             k,

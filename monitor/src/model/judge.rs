@@ -1,6 +1,6 @@
 //! One window judged.
 
-use super::{Model, Verdict};
+use super::{Model, Thresholds};
 use crate::features::{self, Window};
 use crate::signals::Source;
 
@@ -64,7 +64,7 @@ impl Model {
     pub fn judge(&self, window: &Window) -> Judgement {
         let row = self.pick(&window.values);
         let score = self.classifier.score(&row);
-        let Verdict {
+        let Thresholds {
             threshold, alarm, ..
         } = self.header.verdict;
         let faulty = score >= threshold;

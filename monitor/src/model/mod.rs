@@ -28,7 +28,7 @@ use std::path::Path;
 
 pub use error::ModelError;
 pub use format::MAX_FILE_BYTES;
-pub use header::{Header, Method, Training, Verdict};
+pub use header::{Header, Method, Thresholds, Training};
 pub use judge::{Judgement, Reason};
 pub use linear::Linear;
 pub(crate) use linear::standard;

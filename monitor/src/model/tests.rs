@@ -17,7 +17,7 @@ fn header(method: Method) -> Header {
             .map(str::to_owned)
             .to_vec(),
         kinds: vec!["network_dead".to_owned()],
-        verdict: Verdict {
+        verdict: Thresholds {
             threshold: 0.5,
             alarm: 0.7,
             k: 4,

@@ -161,7 +161,7 @@ pub struct Tell {
 /// What a watch is told.
 #[derive(Debug)]
 pub struct Orders {
-    /// Above 0: stop. What is being done to the VM is finished first; above 1: it is not.
+    /// Above 0: stop. What is being done about the VM is finished first; above 1: it is not.
     pub stop: watch::Receiver<u32>,
     /// Whenever it changes: the VM is well as it is, and what it did before says nothing of it.
     pub anew: watch::Receiver<u64>,

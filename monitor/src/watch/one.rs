@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::{Event, Now, Options, Orders, Outcome, Tell, Told};
@@ -62,9 +62,8 @@ pub(super) struct One {
     options: Options,
     teller: Teller,
     orders: Orders,
-    /// What is done beside the watching says here that it is done.
-    done: mpsc::UnboundedSender<()>,
-    finished: mpsc::UnboundedReceiver<()>,
+    /// What is done beside the watching: the guard lets no second thing begin.
+    beside: Option<JoinHandle<()>>,
 }
 
 /// Tells events, and counts them.
@@ -101,7 +100,6 @@ impl Teller {
 
 impl One {
     pub(super) fn new(model: Arc<Model>, options: Options, tell: Tell, orders: Orders) -> Self {
-        let (done, finished) = mpsc::unbounded_channel();
         Self {
             judge: Judge::new(options.rule),
             guard: Guard::new(options.actions.clone()),
@@ -112,13 +110,25 @@ impl One {
             },
             options,
             orders,
-            done,
-            finished,
+            beside: None,
         }
     }
 
-    /// Until it is told to stop.
+    /// Until it is told to stop; what is being done then is finished, unless it is told so twice.
     pub(super) async fn run(mut self, watched: impl Fn() -> Watched) {
+        let mut stop = self.orders.stop.clone();
+        self.watch(watched).await;
+        if let Some(beside) = self.beside.take() {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|count| *count > 1) => {}
+                // A panic of it has been reported by itself.
+                _ = beside => {}
+            }
+        }
+    }
+
+    async fn watch(&mut self, watched: impl Fn() -> Watched) {
         let mut stop = self.orders.stop.clone();
         loop {
             let followed = async {
@@ -207,7 +217,7 @@ impl One {
 
     /// What may be done about a verdict is begun, beside the watching; or returned, if it needs the VM.
     fn weigh(&mut self, verdict: Verdict, hands: Hands) -> Option<Act> {
-        while self.finished.try_recv().is_ok() {
+        if self.beside.take_if(|act| act.is_finished()).is_some() {
             self.guard.done(since_1970());
         }
         let Decision {
@@ -235,12 +245,8 @@ impl One {
         if act.actions.iter().any(Action::is_intrusive) {
             return Some(act);
         }
-        let (teller, done) = (self.teller.clone(), self.done.clone());
-        tokio::spawn(async move {
-            act.carry_out(&teller).await;
-            // Nobody listens any more when the watch is over.
-            let _over = done.send(());
-        });
+        let teller = self.teller.clone();
+        self.beside = Some(tokio::spawn(async move { act.carry_out(&teller).await }));
         None
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::actions::{ActionsConfig, Reach};
 use crate::judge::Rule;
-use crate::model::Verdict;
+use crate::model::Thresholds;
 use crate::recording::INTERVAL;
 
 /// How a VM is watched: all of it may be left out.
@@ -61,7 +61,7 @@ impl Settings {
 
     /// What makes a verdict, with a model that says this.
     #[must_use]
-    pub fn rule(&self, model: &Verdict) -> Rule {
+    pub fn rule(&self, model: &Thresholds) -> Rule {
         let count = |x: u32| usize::try_from(x).unwrap_or(usize::MAX);
         self.verdict.unwrap_or(Rule {
             windows: count(model.k),
