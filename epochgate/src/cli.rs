@@ -75,6 +75,12 @@ pub(crate) enum Command {
     Bench(BenchCommand),
 }
 
+/// A span of time as configuration files have it: 500ms, 90s, 10m, 6h, 7d.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    text.parse()
+        .map(nbd_server::group::history::TimeSpan::duration)
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
     /// The configuration file; docs/examples has a commented one for each role.
@@ -239,7 +245,7 @@ pub(crate) struct TopArgs {
     #[command(flatten)]
     pub status: AskArgs,
     /// Time between two pages, such as 500ms or 5s.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = monitor::duration)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub every: std::time::Duration,
 }
 

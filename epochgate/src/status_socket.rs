@@ -60,6 +60,11 @@ pub(crate) fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 
 /// Makes the runtime directory, for its owner only, if it is missing.
 pub(crate) fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
+    prepare_private_dir(dir, "runtime directory", "runtime_dir")
+}
+
+/// The same for the directory that `setting` names, which people know as `what`.
+pub(crate) fn prepare_private_dir(dir: &Path, what: &str, setting: &str) -> anyhow::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -69,7 +74,7 @@ pub(crate) fn prepare_runtime_dir(dir: &Path) -> anyhow::Result<()> {
         .create(dir)
         .with_context(|| {
             format!(
-                "the runtime directory {} can't be made; set `runtime_dir` to one that you may write",
+                "the {what} {} can't be made; set `{setting}` to one that you may write",
                 dir.display()
             )
         })

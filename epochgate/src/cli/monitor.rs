@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
 
+use super::duration;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum MonitorCommand {
     /// Record what a running VM looks like from outside, until it is told to stop. Nothing runs in the guest.
@@ -162,25 +164,6 @@ pub(crate) struct FaultAt {
     pub kind: String,
     pub from: Duration,
     pub until: Option<Duration>,
-}
-
-/// A number with one of the units ms, s, m and h.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(at);
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("\"{text}\" is no time: 500ms, 10s, 5m or 8h are"))?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(format!("\"{text}\" has no unit of time: ms, s, m or h")),
-    };
-    Ok(Duration::from_millis(number.saturating_mul(millis)))
 }
 
 fn fault(text: &str) -> Result<FaultAt, String> {

@@ -19,7 +19,7 @@ use super::{Target, watch_metrics};
 use crate::cli::monitor::WatchArgs;
 use crate::config_file;
 use crate::exit::{Usage, usage};
-use crate::status_socket::{StatusSocket, prepare_runtime_dir};
+use crate::status_socket::{StatusSocket, prepare_private_dir, prepare_runtime_dir};
 use crate::{runtime, service};
 
 pub(crate) fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(states) = &settings.state {
-        prepare_runtime_dir(states)?;
+        prepare_private_dir(states, "directory for states", "state")?;
     }
     let hands = Hands {
         epochgate: std::env::current_exe().context("this program's own path is not known")?,
