@@ -22,7 +22,7 @@ demo: build guest ## protect a VM on this machine, kill its host, see it go on
 demo-db: build guest-db ## a database in a VM that loses its host, and clients that keep their connections (as root or with sudo)
 	@$(AS_ROOT) $(EPOCHGATE) demo-db $(ARGS)
 
-test: setup check build guest qemu10 ## all checks and all tests
+test: setup check guest qemu10 ## all checks and all tests
 	@tests/scripts/run-tests.sh $(ARGS)
 
 check: setup ## formatting, lints, documentation

@@ -8,6 +8,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
+# `cargo test` of everything builds `epochgate`, too. Without being told, the end-to-end tests would have it built once more, as it is without the
+# features that other packages ask for.
+if [ $# = 0 ] && cargo test --workspace --no-run; then
+  export EPOCHGATE_BIN=${EPOCHGATE_BIN:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/epochgate}
+fi
+
 code=0
 cargo test --workspace --no-fail-fast "$@" 2>&1 </dev/null | tee "$log" || code=$?
 
