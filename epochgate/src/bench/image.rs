@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
+use super::machine::is_tmpfs;
+use super::proc;
 use crate::load;
 
 /// A disk with version 0 of its content everywhere; it is in the page cache afterwards, and on storage.
@@ -47,4 +49,28 @@ pub(crate) fn scratch(dir: Option<&Path>) -> anyhow::Result<tempfile::TempDir> {
             .with_context(|| format!("{} can't be used for the disks", dir.display())),
         None => builder.tempdir().context("no directory for the disks"),
     }
+}
+
+/// What still fits into `dir`, in bytes. Of a tmpfs it is what memory there is, as it may be larger than that.
+pub(crate) fn room(dir: &Path) -> anyhow::Result<u64> {
+    let context = || format!("{} can't be asked for its room", dir.display());
+    let space = rustix::fs::statvfs(dir).with_context(context)?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    Ok(match is_tmpfs(dir) {
+        true => free.min(proc::memory_available()?),
+        false => free,
+    })
+}
+
+/// An error that says what to do if less than `bytes` fit into `dir`.
+pub(crate) fn ensure_room(dir: &Path, bytes: u64) -> anyhow::Result<()> {
+    let (room, mib) = (room(dir)?, 1 << 20);
+    ensure!(
+        room >= bytes,
+        "{} has room for {} MiB, and {} MiB will be needed: take another --dir, or make it shorter",
+        dir.display(),
+        room / mib,
+        bytes / mib
+    );
+    Ok(())
 }

@@ -34,6 +34,11 @@ impl Machine {
     }
 }
 
+/// Whether what is in `dir` is in memory.
+pub(crate) fn is_tmpfs(dir: &std::path::Path) -> bool {
+    file_system(dir) == "tmpfs"
+}
+
 /// The type of the file system that holds `dir`.
 fn file_system(dir: &std::path::Path) -> String {
     // Numbers of linux/magic.h.

@@ -70,12 +70,22 @@ fn tree(pid: u32) -> Vec<u32> {
 pub(crate) fn memory(pid: u32, key: &str) -> anyhow::Result<u64> {
     let path = PathBuf::from(format!("/proc/{pid}/status"));
     let status = std::fs::read_to_string(&path).context("the gateway is gone")?;
-    status
+    of_kib(&status, key).with_context(|| format!("{} has no {key}", path.display()))
+}
+
+/// Memory that programs can have without anything being swapped out, in bytes.
+pub(crate) fn memory_available() -> anyhow::Result<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo can't be read")?;
+    of_kib(&info, "MemAvailable").context("/proc/meminfo has no MemAvailable")
+}
+
+/// A line `KEY:  NUMBER kB` of a text of the kernel, in bytes.
+fn of_kib(text: &str, key: &str) -> Option<u64> {
+    let value = text
         .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok())
-        .map(|kib| kib << 10)
-        .with_context(|| format!("{} has no {key}", path.display()))
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = value.split_whitespace().next()?.parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Bytes that a process has caused to be written to storage: `write_bytes` of /proc/PID/io.

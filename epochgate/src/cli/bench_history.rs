@@ -17,8 +17,8 @@ pub(crate) struct HistoryArgs {
     /// Rounds in which the servers take turns. In six of them nobody has a better place than the others.
     #[arg(long, default_value_t = 6)]
     pub repeats: u32,
-    /// Seconds of each load in each round.
-    #[arg(long, value_name = "S", default_value_t = 4)]
+    /// Seconds of each load in each round. All that is written in them stays in two histories.
+    #[arg(long, value_name = "S", default_value_t = 2)]
     pub seconds: u64,
     /// How many historic exports are opened for the times.
     #[arg(long, default_value_t = 50)]

@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::bench::gateway::Gateway;
-use crate::bench::image::{make_image, scratch, warm};
+use crate::bench::image::{ensure_room, make_image, room, scratch, warm};
 use crate::bench::interrupt;
 use crate::bench::machine::Machine;
 use crate::bench::output::output;
@@ -32,6 +32,8 @@ const GROUP: &str = "vm";
 const DISK: &str = "disk";
 /// Requests in flight.
 const DEPTH: usize = 32;
+/// So much of the place for disks and logs stays free, in bytes: the histories keep all, and would fill it.
+const HEADROOM: u64 = 2 << 30;
 
 /// How much past a server has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -111,6 +113,8 @@ pub(crate) fn run(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn measure(args: &HistoryArgs, dir: &Path) -> anyhow::Result<Figures> {
+    // Three disks, and the epochs of the long history, in its log until they are applied and in its history.
+    ensure_room(dir, 3 * args.size + args.epochs * 10_000 + HEADROOM)?;
     let mut seeding = Duration::ZERO;
     let mut sides = Vec::new();
     for past in Past::ALL {
@@ -142,7 +146,11 @@ fn measure(args: &HistoryArgs, dir: &Path) -> anyhow::Result<Figures> {
         });
     }
     let open = open_times(args, &sides)?;
+    let mut took = 0;
     for round in 0..=args.repeats {
+        // A round takes about what the last one took.
+        ensure_room(dir, took + HEADROOM)?;
+        let before = room(dir)?;
         reorder(&mut sides, round);
         for percent in [100, 0] {
             for side in &mut sides {
@@ -154,6 +162,7 @@ fn measure(args: &HistoryArgs, dir: &Path) -> anyhow::Result<Figures> {
                 }
             }
         }
+        took = before.saturating_sub(room(dir)?);
     }
     sides.sort_by_key(|side| side.past as u8);
     let long = sides.iter().find(|side| side.past == Past::Long);
