@@ -98,6 +98,7 @@ impl Watch {
             },
             actions: ActionsConfig {
                 faulty: faulty.to_vec(),
+                patience: TimeSpan(1_000),
                 rest: TimeSpan(0),
                 ..ActionsConfig::default()
             },

@@ -1,4 +1,11 @@
-//! Whether something may be done now: never two at once, so many in an hour, and a rest after each. Plain values in, plain values out.
+//! Whether something may be done now: never two at once, what touches the VM only when the verdict has lasted, so many in an hour, and a rest
+//! after each. Plain values in, plain values out.
+//!
+//! ```text
+//! verdict ─▶ ask ─▶ actions up to the first that touches the VM
+//!                   the others ─▶ patience ─▶ still_so ─▶ they, too
+//! verdict that the VM is well, or VM lost ─▶ forget: what waits is not done
+//! ```
 
 use std::collections::VecDeque;
 
@@ -34,6 +41,15 @@ pub struct Guard {
     /// When the VM was stopped or moved, in milliseconds since 1970.
     intrusions: VecDeque<u64>,
     busy: bool,
+    waiting: Option<Waiting>,
+}
+
+/// What is done when a verdict has lasted long enough.
+#[derive(Debug)]
+struct Waiting {
+    actions: Vec<Action>,
+    /// In milliseconds since 1970.
+    due_ms: u64,
 }
 
 impl Guard {
@@ -44,16 +60,49 @@ impl Guard {
             config,
             intrusions: VecDeque::new(),
             busy: false,
+            waiting: None,
         }
     }
 
-    /// What to do about a verdict at `now_ms`, in milliseconds since 1970.
+    /// What to do at once about a new verdict at `now_ms`, in milliseconds since 1970. What would wait for an earlier verdict to last is forgotten.
     pub fn ask(&mut self, verdict: &Verdict, now_ms: u64) -> Decision {
-        let wanted = match verdict.health {
-            Health::Faulty => &self.config.faulty,
-            Health::Strange => &self.config.strange,
+        self.waiting = None;
+        let mut wanted = match verdict.health {
+            Health::Faulty => self.config.faulty.clone(),
+            Health::Strange => self.config.strange.clone(),
             Health::Healthy | Health::Unknown => return Decision::default(),
         };
+        let patience = self.config.patience.0;
+        if patience > 0
+            && let Some(first) = wanted.iter().position(Action::is_intrusive)
+        {
+            self.waiting = Some(Waiting {
+                actions: wanted.split_off(first),
+                due_ms: now_ms.saturating_add(patience),
+            });
+        }
+        self.decide(&wanted, verdict, now_ms)
+    }
+
+    /// The verdict of the last [`Guard::ask`] still stands at `now_ms`: what to do now that it has lasted. Nothing before that, and while something
+    /// is being done.
+    pub fn still_so(&mut self, verdict: &Verdict, now_ms: u64) -> Decision {
+        let is_due = |waiting: &mut Waiting| waiting.due_ms <= now_ms;
+        if self.busy {
+            return Decision::default();
+        }
+        match self.waiting.take_if(is_due) {
+            Some(waiting) => self.decide(&waiting.actions, verdict, now_ms),
+            None => Decision::default(),
+        }
+    }
+
+    /// The VM is not watched any more: no verdict of it stands.
+    pub fn forget(&mut self) {
+        self.waiting = None;
+    }
+
+    fn decide(&mut self, wanted: &[Action], verdict: &Verdict, now_ms: u64) -> Decision {
         self.intrusions
             .retain(|at| now_ms.saturating_sub(*at) < HOUR_MS);
         let mut intrusions = self.intrusions.len();
@@ -139,6 +188,7 @@ mod tests {
     fn guard(faulty: &[Action]) -> Guard {
         Guard::new(ActionsConfig {
             faulty: faulty.to_vec(),
+            patience: TimeSpan(0),
             rest: TimeSpan(60_000),
             ..ActionsConfig::default()
         })
@@ -213,6 +263,7 @@ mod tests {
     fn a_dry_run_only_says() {
         let mut guard = Guard::new(ActionsConfig {
             faulty: vec![Action::Notify, rewind()],
+            patience: TimeSpan(0),
             dry_run: true,
             ..ActionsConfig::default()
         });
@@ -221,5 +272,52 @@ mod tests {
             assert_eq!(decision.act, [Action::Notify]);
             assert_eq!(decision.would, [rewind()]);
         }
+    }
+
+    #[test]
+    fn a_vm_is_touched_when_its_verdict_has_lasted() {
+        let mut guard = Guard::new(ActionsConfig {
+            faulty: vec![Action::PinHealthy, rewind(), Action::Notify],
+            patience: TimeSpan(15_000),
+            ..ActionsConfig::default()
+        });
+        let ill = verdict(Health::Faulty);
+        assert_eq!(guard.ask(&ill, 0).act, [Action::PinHealthy]);
+        // The pin is still being made.
+        assert_eq!(guard.still_so(&ill, 16_000), Decision::default());
+        guard.done(16_500);
+        let decision = guard.still_so(&ill, 17_000);
+        assert_eq!(decision.act, [rewind(), Action::Notify]);
+        guard.done(18_000);
+        assert_eq!(guard.still_so(&ill, 60_000), Decision::default());
+    }
+
+    #[test]
+    fn a_vm_that_gets_well_by_itself_is_not_touched() {
+        let mut guard = Guard::new(ActionsConfig {
+            faulty: vec![rewind()],
+            patience: TimeSpan(15_000),
+            ..ActionsConfig::default()
+        });
+        for lost in [false, true] {
+            assert!(guard.ask(&verdict(Health::Faulty), 0).act.is_empty());
+            if lost {
+                guard.forget();
+            } else {
+                guard.ask(&verdict(Health::Healthy), 10_000);
+            }
+            let decision = guard.still_so(&verdict(Health::Faulty), 20_000);
+            assert_eq!(decision, Decision::default());
+        }
+        // The time begins anew with each verdict.
+        guard.ask(&verdict(Health::Faulty), 21_000);
+        assert_eq!(
+            guard.still_so(&verdict(Health::Faulty), 35_000),
+            Decision::default()
+        );
+        assert_eq!(
+            guard.still_so(&verdict(Health::Faulty), 36_000).act,
+            [rewind()]
+        );
     }
 }

@@ -82,6 +82,8 @@ pub struct ActionsConfig {
     pub strange: Vec<Action>,
     /// Only says what would be done.
     pub dry_run: bool,
+    /// A verdict must have lasted so long before the VM is stopped or moved for it. What comes before that in the list is done at once.
+    pub patience: TimeSpan,
     /// So many actions that stop or move the VM, at most, in an hour.
     pub most_per_hour: u32,
     /// After one of them so long nothing else is done about the VM: it has to come to rest.
@@ -96,6 +98,7 @@ impl Default for ActionsConfig {
             faulty: vec![Action::Notify],
             strange: vec![Action::Notify],
             dry_run: false,
+            patience: TimeSpan(15_000),
             most_per_hour: 2,
             rest: TimeSpan(120_000),
             timeout: TimeSpan(60_000),

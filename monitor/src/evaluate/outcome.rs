@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::actions::ActionsConfig;
 use crate::features;
 use crate::judge::Panel;
 use crate::learn::metrics::Counts;
@@ -18,10 +19,14 @@ pub struct Outcome {
     pub scored: Vec<(f32, bool)>,
     /// Verdicts while there was no fault.
     pub false_alarms: u64,
+    /// Of those, the ones that last as long as by default is waited before something is done to a VM.
+    pub false_actions: u64,
     /// Time without a fault in which windows were judged.
     pub normal_ms: u64,
     /// For each fault with its kind, the seconds until the verdict; None: it was not found.
     pub delays: Vec<(String, Option<f64>)>,
+    /// Faults whose verdict lasts so long.
+    pub acted_on: usize,
     /// Windows by (true kind, said kind).
     pub kinds: BTreeMap<(String, String), u64>,
     /// Each recording.
@@ -83,7 +88,10 @@ impl Outcome {
         n: u32,
     ) {
         let mut panel = Panel::new(k, n);
+        let patience = ActionsConfig::default().patience.0;
         let (mut was_ill, mut found) = (false, None);
+        // Since when it is ill, and whether something would have been done about it.
+        let (mut ill_since_ms, mut acts, mut acted_on) = (None, false, false);
         let mut points = Vec::with_capacity(scored.len());
         let mut last_ms = None;
         for (row, (score, label)) in run.rows.iter().zip(scored) {
@@ -97,6 +105,18 @@ impl Outcome {
                 }
             }
             was_ill = is_ill;
+            if !is_ill {
+                (ill_since_ms, acts) = (None, false);
+            } else {
+                let since = *ill_since_ms.get_or_insert(row.at_ms);
+                if !acts && row.at_ms.saturating_sub(since) >= patience {
+                    acts = true;
+                    match *label {
+                        Label::Normal => self.false_actions += 1,
+                        _ => acted_on |= since_fault.is_some(),
+                    }
+                }
+            }
             points.push((seconds(row.at_ms), *score, is_ill));
             if *label != Label::Between {
                 let faulty = *label == Label::Faulty;
@@ -112,6 +132,7 @@ impl Outcome {
         }
         if let Some(kind) = &run.fault {
             self.delays.push((kind.clone(), found));
+            self.acted_on += usize::from(acted_on);
         }
         self.lines.push(TimeLine {
             name: run.name.clone(),

@@ -39,6 +39,12 @@ pub struct Figures {
     pub false_alarms: u64,
     /// Days of VMs without a fault that were watched.
     pub normal_vm_days: f64,
+    /// Of those, verdicts that last so long that something would be done to the VM (`patience` of the actions, its default).
+    pub false_actions_per_vm_day: Option<f64>,
+    /// How many there were.
+    pub false_actions: u64,
+    /// Faults whose verdict lasts so long.
+    pub acted_on: usize,
     /// From a fault to its verdict.
     pub detection_delay_s: Delay,
     /// F1 of each fold, by what was left out; null if it has no faulty windows.
@@ -168,6 +174,7 @@ fn figures(outcomes: &[&Outcome]) -> Figures {
     let (mut f1, mut areas, mut precision, mut recall) = (vec![], vec![], vec![], vec![]);
     let mut pooled = Counts::default();
     let (mut false_alarms, mut normal_ms, mut delays) = (0, 0, Vec::new());
+    let (mut false_actions, mut acted_on) = (0, 0);
     let mut f1_of_folds = BTreeMap::new();
     for outcome in outcomes {
         let counts = outcome.counts;
@@ -182,6 +189,8 @@ fn figures(outcomes: &[&Outcome]) -> Figures {
         pooled.false_alarms += counts.false_alarms;
         pooled.rests += counts.rests;
         false_alarms += outcome.false_alarms;
+        false_actions += outcome.false_actions;
+        acted_on += outcome.acted_on;
         normal_ms += outcome.normal_ms;
         delays.extend(
             outcome
@@ -193,6 +202,7 @@ fn figures(outcomes: &[&Outcome]) -> Figures {
     }
     let days = normal_ms as f64 / 86_400_000.0;
     let of = |values: &[f64]| mean_and_spread(values);
+    let a_day = |count: u64| (days > 0.0).then(|| count as f64 / days);
     Figures {
         f1: of(&f1).map(|(mean, _)| mean),
         auc: of(&areas).map(|(mean, _)| mean),
@@ -203,8 +213,11 @@ fn figures(outcomes: &[&Outcome]) -> Figures {
         f1_pooled: pooled.f1(),
         windows: pooled,
         folds: areas.len(),
-        false_alarms_per_vm_day: (days > 0.0).then(|| false_alarms as f64 / days),
+        false_alarms_per_vm_day: a_day(false_alarms),
         false_alarms,
+        false_actions_per_vm_day: a_day(false_actions),
+        false_actions,
+        acted_on,
         normal_vm_days: days,
         detection_delay_s: delay(delays),
         f1_of_folds,

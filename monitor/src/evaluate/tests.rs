@@ -2,8 +2,11 @@
 //! anything of real VMs.
 #![allow(clippy::unwrap_used)]
 
+use super::outcome::Outcome;
 use super::*;
+use crate::features;
 use crate::learn::tests::data_set;
+use crate::learn::{Label, Row, Run, Scored};
 
 #[test]
 fn folds_never_learn_from_what_they_judge() {
@@ -76,4 +79,41 @@ fn a_report_has_the_shape_that_is_promised() {
     assert_eq!(lines, table.runs.len());
     let line = |line: &TimeLine| line.found.is_some() && line.fault.is_none();
     assert!(!report.outcomes.iter().any(|o| o.lines.iter().any(line)));
+}
+
+#[test]
+fn a_verdict_that_does_not_last_is_an_alarm_and_no_action() {
+    // Healthy for two minutes, called ill for ten seconds and for forty; then a fault, found after eight.
+    let row = |second: u64| Row {
+        values: vec![0.0; features::features().len()],
+        at_ms: second * 1000,
+        label: if second < 120 {
+            Label::Normal
+        } else {
+            Label::Faulty
+        },
+    };
+    let run = Run {
+        name: "one".to_owned(),
+        load: "idle".to_owned(),
+        also: Vec::new(),
+        fault: Some("dead".to_owned()),
+        fault_at_ms: Some(120_000),
+        family: None,
+        rows: (0..180).map(row).collect(),
+        interval_ms: 1000,
+    };
+    let scored: Scored = run
+        .rows
+        .iter()
+        .map(|row| {
+            let ill = matches!(row.at_ms / 1000, 20..30 | 50..90 | 128..);
+            (if ill { 0.9 } else { 0.1 }, row.label)
+        })
+        .collect();
+    let mut outcome = Outcome::new("idle");
+    outcome.judge(&run, &scored, 0.5, 0.8, 4, 5);
+    assert_eq!((outcome.false_alarms, outcome.false_actions), (2, 1));
+    assert_eq!(outcome.delays, [("dead".to_owned(), Some(11.0))]);
+    assert_eq!(outcome.acted_on, 1);
 }

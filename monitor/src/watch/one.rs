@@ -167,6 +167,8 @@ impl One {
         self.teller.tell(Event::Watching { pid });
         self.teller.now(|now| now.lost = None);
         let mut extractor = Extractor::default();
+        // The last verdict, as long as it stands.
+        let mut stands = None;
         let mut ticks = tokio::time::interval(self.options.interval);
         // A sample that took too long is not made up for.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -176,7 +178,9 @@ impl One {
             if self.orders.anew.has_changed().unwrap_or(false) {
                 self.orders.anew.mark_unchanged();
                 extractor = Extractor::default();
+                stands = None;
                 self.judge.forget();
+                self.guard.forget();
                 self.change(Health::Unknown, since_1970());
             }
             let sample = sampler.sample().await;
@@ -202,21 +206,27 @@ impl One {
                 now.sound_until_ms = sound_until_ms;
                 now.figures.windows += 1;
             });
-            let Some(verdict) = verdict else { continue };
-            self.change(verdict.health, verdict.at_ms);
-            self.teller.tell(Event::Verdict(verdict.clone()));
+            let is_new = verdict.is_some();
+            let Some(verdict) = verdict.or_else(|| stands.take()) else {
+                continue;
+            };
+            if is_new {
+                self.change(verdict.health, verdict.at_ms);
+                self.teller.tell(Event::Verdict(verdict.clone()));
+            }
+            stands = Some(verdict.clone());
             let mut hands = self.options.hands.clone();
             if let Some(socket) = sampler.socket() {
                 hands.reach.qmp = Some(socket.to_owned());
             }
-            if let Some(act) = self.weigh(verdict, hands) {
+            if let Some(act) = self.weigh(verdict, is_new, hands) {
                 return Left::ToAct(Box::new(act));
             }
         }
     }
 
-    /// What may be done about a verdict is begun, beside the watching; or returned, if it needs the VM.
-    fn weigh(&mut self, verdict: Verdict, hands: Hands) -> Option<Act> {
+    /// What may be done about a verdict that is new, or still stands, is begun, beside the watching; or returned, if it needs the VM.
+    fn weigh(&mut self, verdict: Verdict, is_new: bool, hands: Hands) -> Option<Act> {
         if self.beside.take_if(|act| act.is_finished()).is_some() {
             self.guard.done(since_1970());
         }
@@ -224,7 +234,11 @@ impl One {
             act: go,
             would,
             held,
-        } = self.guard.ask(&verdict, since_1970());
+        } = if is_new {
+            self.guard.ask(&verdict, since_1970())
+        } else {
+            self.guard.still_so(&verdict, since_1970())
+        };
         for action in would {
             self.teller.action(&action, Outcome::Would, None);
         }
@@ -252,6 +266,7 @@ impl One {
 
     fn lose(&mut self, reason: String) {
         self.judge.forget();
+        self.guard.forget();
         self.change(Health::Unknown, since_1970());
         let is_known = self.teller.tell.now.borrow().lost.as_ref() == Some(&reason);
         if is_known {

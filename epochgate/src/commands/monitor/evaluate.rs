@@ -36,7 +36,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
 
 fn text(report: &Report) -> String {
     let mut text = format!(
-        "{} recordings, {:.1} h of VM time\n\n{:<22} {:<7} {:>13} {:>13} {:>9} {:>9} {:>12} {:>7} {:>7} {:>9}\n",
+        "{} recordings, {:.1} h of VM time\n\n{:<22} {:<7} {:>13} {:>13} {:>9} {:>9} {:>12} {:>13} {:>7} {:>7} {:>9} {:>9}\n",
         report.recordings,
         report.hours,
         "",
@@ -46,9 +46,11 @@ fn text(report: &Report) -> String {
         "precision",
         "recall",
         "alarms/VM·d",
+        "actions/VM·d",
         "p50 s",
         "p90 s",
         "found",
+        "acted on",
     );
     for (name, summary) in report.classifiers.iter().chain(&report.baselines) {
         for (scheme, figures) in [
@@ -122,15 +124,17 @@ fn line(name: &str, scheme: &str, figures: &Figures) -> String {
     let spread = |mean, spread| format!("{} ± {}", number(mean, 3), number(spread, 3));
     let delay = &figures.detection_delay_s;
     format!(
-        "{name:<22} {scheme:<7} {:>13} {:>13} {:>9} {:>9} {:>12} {:>7} {:>7} {:>9}\n",
+        "{name:<22} {scheme:<7} {:>13} {:>13} {:>9} {:>9} {:>12} {:>13} {:>7} {:>7} {:>9} {:>9}\n",
         spread(figures.f1, figures.f1_spread),
         spread(figures.auc, figures.auc_spread),
         number(figures.precision, 3),
         number(figures.recall, 3),
         number(figures.false_alarms_per_vm_day, 1),
+        number(figures.false_actions_per_vm_day, 1),
         number(delay.p50, 1),
         number(delay.p90, 1),
         format!("{}/{}", delay.found, delay.of),
+        format!("{}/{}", figures.acted_on, delay.of),
     )
 }
 
