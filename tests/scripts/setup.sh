@@ -19,6 +19,8 @@ zstd               zstd
 flock              util-linux
 ip                 iproute2
 mkfs.ext4          e2fsprogs
+/usr/lib/x86_64-linux-gnu/libelf.so.1 libelf1
+/usr/lib/x86_64-linux-gnu/libcrypto.so.3 libssl3
 fio                fio
 nbdkit             nbdkit
 nbd-server         nbd-server

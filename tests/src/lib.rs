@@ -20,6 +20,7 @@ mod die_with_parent;
 pub mod disk;
 pub mod epochs;
 pub mod frames;
+pub mod lab_guest;
 pub mod ledger;
 pub mod nas;
 pub mod nbd;

@@ -160,6 +160,19 @@ impl Lan {
         })
     }
 
+    /// Does something in the outside world, on a thread that does not end with this one's scope.
+    pub fn spawn_outside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let outside = Arc::clone(&self.outside);
+        let thread = Builder::new().name("outside".into()).spawn(move || {
+            enter(&outside);
+            work()
+        });
+        thread.expect("a thread can be started")
+    }
+
     /// Packets that the QEMU of a host has given to the network so far, of whatever kind.
     #[track_caller]
     pub fn packets_from(&self, host: &str) -> u64 {
