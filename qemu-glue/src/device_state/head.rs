@@ -23,6 +23,11 @@
 //! ├ offset | 002 (| 020) ┼ name, unless 020 ┼ 00 ┤                                   a page of zeros
 //! ├ 010 ┤                                                                            end of the section's records
 //! ```
+//!
+//! Where one RAM section ends and the next begins says nothing: QEMU ends one when it has taken long, on a busy host after any page. The block
+//! before is then one of the section before.
+
+use std::collections::BTreeMap;
 
 use crate::page_set::{PAGE, PAGE_SIZE};
 
@@ -163,11 +168,12 @@ pub struct Block {
     pub name: String,
     /// Length in bytes.
     pub length: u64,
-    /// Pages of it that are in the head, counting repeated ones again.
+    /// Pages of it that are in the head.
     pub pages: u64,
-    /// Where in the head its guest address is. It only counts for shared memory.
-    address_at: usize,
 }
+
+/// A page of the head: where its content begins in it, none for one of zeros.
+type Page = Option<usize>;
 
 /// What is in a head.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,20 +184,27 @@ pub struct Head {
     pub machine: String,
     /// All RAM blocks of the machine.
     pub blocks: Vec<Block>,
+    /// By block and offset in it; of a page that comes more than once the last.
+    pages: BTreeMap<(usize, u64), Page>,
 }
 
 impl Head {
-    /// Whether two heads, of which this is one, say the same but for the addresses of their blocks in the guest. Those of
-    /// ROMs change when a guest moves them, and a standby does not look at them.
-    pub fn same_content(&self, one: &[u8], other: &[u8]) -> bool {
-        let mut begin = 0;
-        let mut parts = self.blocks.iter().map(|block| {
-            let part = begin..block.address_at;
-            begin = block.address_at + size_of::<u64>();
-            part
-        });
-        let lists = parts.all(|part| one.get(part.clone()) == other.get(part));
-        lists && one.get(begin..) == other.get(begin..)
+    /// Whether this head, with its bytes, says the same as another: the same machine, blocks and pages, in whatever order and sections. The
+    /// addresses of blocks in the guest may differ: those of ROMs change when a guest moves them, and a standby does not look at them.
+    pub fn same_content(&self, bytes: &[u8], other: &Self, others: &[u8]) -> bool {
+        let content = |bytes: &[u8], page: Page| -> Option<[u8; PAGE]> {
+            let Some(at) = page else {
+                return Some([0; PAGE]);
+            };
+            bytes.get(at..)?.first_chunk().copied()
+        };
+        let same = |(one, two): ((_, &Page), (_, &Page))| {
+            one.0 == two.0 && content(bytes, *one.1) == content(others, *two.1)
+        };
+        self.machine == other.machine
+            && self.blocks == other.blocks
+            && self.pages.len() == other.pages.len()
+            && self.pages.iter().zip(&other.pages).all(same)
     }
 }
 
@@ -210,6 +223,8 @@ pub fn parse(stream: &[u8]) -> Result<Head, HeadError> {
         capable: false,
         ram: Ram::Ahead,
         blocks: Vec::new(),
+        pages: BTreeMap::new(),
+        current: None,
     };
     match parser.head() {
         Err(HeadError::Truncated { .. }) if cut => Err(HeadError::TooLong),
@@ -231,6 +246,9 @@ struct Parser<'a> {
     capable: bool,
     ram: Ram,
     blocks: Vec<Block>,
+    pages: BTreeMap<(usize, u64), Page>,
+    /// The block of the last page.
+    current: Option<usize>,
 }
 
 impl Parser<'_> {
@@ -248,6 +266,7 @@ impl Parser<'_> {
                         length: at,
                         machine,
                         blocks: std::mem::take(&mut self.blocks),
+                        pages: std::mem::take(&mut self.pages),
                     });
                 }
                 (section::CONFIGURATION, Ram::Ahead) if self.machine.is_none() => {
@@ -351,7 +370,6 @@ impl Parser<'_> {
 
     /// The records of one RAM section, to their end.
     fn records(&mut self) -> Result<(), HeadError> {
-        let mut current = None;
         loop {
             let at = self.reader.at;
             let word = self.reader.u64()?;
@@ -364,14 +382,15 @@ impl Parser<'_> {
                 kind @ (ram::PAGE | ram::ZERO) => {
                     if flags & ram::CONTINUE == 0 {
                         let name = self.reader.name()?;
-                        current = self.blocks.iter().position(|block| block.name == name);
+                        self.current = self.blocks.iter().position(|block| block.name == name);
                     }
-                    self.page(current, value, at)?;
+                    let begin = self.reader.at;
                     match kind {
                         ram::PAGE => drop(self.reader.take(PAGE)?),
                         _ if self.reader.u8()? == 0 => {}
                         _ => return Err(HeadError::Record { word, at }),
                     }
+                    self.page(value, (kind == ram::PAGE).then_some(begin), at)?;
                 }
                 _ => return Err(HeadError::Record { word, at }),
             }
@@ -384,7 +403,6 @@ impl Parser<'_> {
         while left > 0 {
             let name = self.reader.name()?;
             let length = self.reader.u64()?;
-            let address_at = self.reader.at;
             self.reader.take(size_of::<u64>())?;
             let aligned = length > 0 && length.is_multiple_of(PAGE_SIZE);
             let known = self.blocks.iter().any(|block| block.name == name);
@@ -396,17 +414,22 @@ impl Parser<'_> {
                 name,
                 length,
                 pages: 0,
-                address_at,
             });
         }
         Ok(())
     }
 
-    fn page(&mut self, block: Option<usize>, offset: u64, at: usize) -> Result<(), HeadError> {
-        let block = block.and_then(|index| self.blocks.get_mut(index));
+    fn page(&mut self, offset: u64, page: Page, at: usize) -> Result<(), HeadError> {
+        let outside = HeadError::Page { at };
+        let index = self.current.ok_or_else(|| outside.clone())?;
         // Lengths and offsets are whole pages, so that a page that begins inside also ends there.
-        let inside = block.filter(|block| offset < block.length);
-        inside.ok_or(HeadError::Page { at })?.pages += 1;
+        let inside = self.blocks.get_mut(index);
+        let block = inside
+            .filter(|block| offset < block.length)
+            .ok_or(outside)?;
+        if self.pages.insert((index, offset), page).is_none() {
+            block.pages += 1;
+        }
         Ok(())
     }
 }

@@ -65,6 +65,7 @@ pub(crate) enum NotSaved {
 /// What goes in front of the devices.
 #[derive(Debug)]
 struct KeptHead {
+    head: Head,
     bytes: Arc<[u8]>,
     /// What QEMU noted about its ACPI tables at that time.
     tables: AcpiTables,
@@ -212,14 +213,14 @@ impl SaveStream {
         if self.channel.is_none() {
             return Ok(());
         }
-        let (head, new) = match KeptHead::of(stream, resets) {
-            Ok(both) => both,
+        let new = match KeptHead::of(stream, resets) {
+            Ok(new) => new,
             Err(reason) => return self.fall_back(&reason),
         };
         if let Some(old) = &self.kept
             && resets == by_then
             && (old.resets, old.tables) == (new.resets, new.tables)
-            && !head.same_content(&old.bytes, &new.bytes)
+            && !new.head.same_content(&new.bytes, &old.head, &old.bytes)
         {
             return self.fall_back(&NotSaved::Changed);
         }
@@ -229,18 +230,18 @@ impl SaveStream {
 }
 
 impl KeptHead {
-    fn of(stream: &[u8], resets: u64) -> Result<(Head, Self), NotSaved> {
+    fn of(stream: &[u8], resets: u64) -> Result<Self, NotSaved> {
         let head = head::parse(stream)?;
         let (bytes, devices) = stream
             .split_at_checked(head.length)
             .ok_or(NotSaved::Framing)?;
-        let kept = KeptHead {
+        Ok(KeptHead {
             tables: roms::check(&head, devices)?,
             bytes: bytes.into(),
+            head,
             resets,
             saves: 0,
-        };
-        Ok((head, kept))
+        })
     }
 }
 
