@@ -43,11 +43,7 @@ impl Rival {
 
     pub(super) fn all(method: Method, heartbeats: bool) -> Vec<Rival> {
         let mut all: Vec<Rival> = Method::ALL.into_iter().map(Rival::Model).collect();
-        all.extend([
-            Rival::WithoutDirty(method),
-            Rival::Novelty,
-            Rival::Fixed,
-        ]);
+        all.extend([Rival::WithoutDirty(method), Rival::Novelty, Rival::Fixed]);
         if heartbeats {
             all.extend([Rival::Heartbeat, Rival::ApplicationHeartbeat]);
         }

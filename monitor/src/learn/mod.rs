@@ -4,7 +4,7 @@
 //! DataSet ─▶ table:   a window for each sample, with its label
 //!         ─▶ draw:    so many of them, all loads and kinds of fault alike, normal and faulty half each
 //!         ─▶ fit:     smartcore learns; `export` takes trees and weights out of it, which are all that a model keeps
-//!         ─▶ train:   thresholds are chosen on recordings that were kept aside, then all is learnt once more from everything
+//!         ─▶ train:   thresholds are chosen by what thirds of the recordings say of the others, then all is learnt once more from everything
 //! ```
 //!
 //! | file | |

@@ -9,7 +9,6 @@ use super::known;
 use super::metrics::{auc, best_threshold};
 use super::table::{Label, Row, Run, Table};
 use crate::features::{FEATURES_VERSION, Feature, features};
-use crate::judge::Panel;
 use crate::model::{Classifier, Header, Method, Model, Novelty, Thresholds, Training, Trees};
 use crate::signals::SIGNALS_VERSION;
 
@@ -50,6 +49,15 @@ impl Default for Options {
 const KIND_TREES: usize = 24;
 const KIND_ROWS: usize = 1200;
 
+/// Each part of the recordings is judged by what was learnt from the others, to choose thresholds.
+const PARTS: usize = 3;
+
+/// So many recordings of a hundred may get a false alarm by the threshold alone.
+const ODD_PER_CENT: usize = 3;
+
+/// The part of the way from there to 1 that the threshold is raised.
+const MARGIN: f32 = 0.25;
+
 /// Of windows that are like what was learnt, so many are nearer than the threshold of novelty.
 const FAMILIAR: f64 = 0.995;
 
@@ -65,15 +73,25 @@ pub fn train(table: &Table, members: &[usize], options: Options) -> Result<Model
         .iter()
         .filter_map(|at| table.runs.get(*at))
         .collect();
-    let (rest, aside) = keep_aside(&runs, options.seed);
-    let trial = Parts::learn(
-        &rest,
-        Options {
+    let (mut of_runs, mut distances) = (Vec::new(), Vec::new());
+    let parts = parts(&runs, options.seed);
+    for (at, aside) in parts.iter().enumerate() {
+        let others = parts.iter().enumerate().filter(|(other, _)| *other != at);
+        let rest: Vec<&Run> = others.flat_map(|(_, part)| part.iter().copied()).collect();
+        let options = Options {
             kinds: false,
             ..options
-        },
-    )?;
-    let of_runs: Vec<Scored> = aside.iter().map(|run| trial.scores(run)).collect();
+        };
+        let trial = match Parts::learn(&rest, options) {
+            Ok(trial) => trial,
+            // All that there is of it is in this part.
+            Err(LearnError::OneSided(_)) => continue,
+            Err(error) => return Err(error),
+        };
+        of_runs.extend(aside.iter().map(|run| trial.scores(run)));
+        let rows = aside.iter().flat_map(|run| run.rows.iter().step_by(5));
+        distances.extend(rows.map(|row| trial.novelty.distance(&trial.pick(row))));
+    }
     let scored: Vec<(f32, bool)> = of_runs
         .iter()
         .flatten()
@@ -82,11 +100,6 @@ pub fn train(table: &Table, members: &[usize], options: Options) -> Result<Model
         .collect();
     let (threshold, f1) = best_threshold(&scored).unwrap_or((0.5, 0.0));
     let alarm = alarm_threshold(&of_runs, threshold, options.k, options.n);
-    let distances: Vec<f32> = aside
-        .iter()
-        .flat_map(|run| run.rows.iter().step_by(5))
-        .map(|row| trial.novelty.distance(&trial.pick(row)))
-        .collect();
     let whole = Parts::learn(&runs, options)?;
     let mut novelty = whole.novelty;
     novelty.threshold = quantile(distances, FAMILIAR).unwrap_or(f32::MAX).max(1e-3);
@@ -128,8 +141,8 @@ fn hours(run: &Run) -> f64 {
         .map_or(0.0, |row| row.at_ms as f64 / 3_600_000.0)
 }
 
-/// A third of the recordings of each class is kept aside, whole families together where they are of one class.
-fn keep_aside<'a>(runs: &[&'a Run], seed: u64) -> (Vec<&'a Run>, Vec<&'a Run>) {
+/// Parts with recordings of each class, whole families together where they are of one class.
+fn parts<'a>(runs: &[&'a Run], seed: u64) -> [Vec<&'a Run>; PARTS] {
     let mut order = runs.to_vec();
     let place = |run: &Run| {
         let family = run
@@ -141,21 +154,14 @@ fn keep_aside<'a>(runs: &[&'a Run], seed: u64) -> (Vec<&'a Run>, Vec<&'a Run>) {
         )
     };
     order.sort_by_cached_key(|run| place(run));
-    let mut parts = (Vec::new(), Vec::new());
-    let mut last: Option<(Option<u64>, bool)> = None;
+    let mut parts: [Vec<&Run>; PARTS] = Default::default();
+    let (mut last, mut turn) = (None, 0);
     for (at, run) in order.into_iter().enumerate() {
-        let same = last.is_some_and(|(family, _)| run.family.is_some() && run.family == family);
-        let apart = if same {
-            last.is_some_and(|(_, a)| a)
-        } else {
-            at % 3 == 1
-        };
-        last = Some((run.family, apart));
-        if apart {
-            parts.1.push(run)
-        } else {
-            parts.0.push(run)
+        if run.family.is_none() || last != Some(run.family) {
+            turn = at % PARTS;
         }
+        last = Some(run.family);
+        parts[turn].push(run);
     }
     parts
 }
@@ -256,34 +262,37 @@ fn kinds(runs: &[&Run], columns: &[usize], seed: u64) -> Result<Vec<(String, Tre
     Ok(of)
 }
 
-/// The lowest threshold, not below `from`, with which no verdict is passed while these recordings are normal; half of what remains up to 1
-/// is added, as others will be noisier than these.
+/// A threshold for verdicts, not below `from`, chosen on recordings that were not learnt from. The lowest with which hardly one of them gets a
+/// verdict while it is normal, and a part of what remains up to 1, as others will be noisier than these. Not the lowest with which none gets
+/// one: what is odd about a single recording must not decide what is found in all others.
 pub fn alarm_threshold(runs: &[Scored], from: f32, k: u32, n: u32) -> f32 {
-    // The score that k of n windows reach together: the k-th highest of the last n.
-    let mut most = from;
-    for run in runs {
-        for window in run.windows(usize::try_from(n).unwrap_or(1).max(1)) {
-            if window.iter().any(|(_, label)| *label != Label::Normal) {
-                continue;
-            }
-            let mut scores: Vec<f32> = window.iter().map(|(score, _)| *score).collect();
-            scores.sort_by(|a, b| b.total_cmp(a));
-            let reached = scores.get(usize::try_from(k).unwrap_or(1).max(1) - 1);
-            most = reached.copied().unwrap_or(most).max(most);
-        }
-    }
-    let check = |threshold: f32| {
-        runs.iter().all(|run| {
-            let mut panel = Panel::new(k, n);
-            run.iter()
-                .all(|(score, label)| !panel.push(*score >= threshold) || *label != Label::Normal)
-        })
+    let mut reached: Vec<f32> = runs.iter().map(|run| reached(run, k, n)).collect();
+    reached.sort_by(|a, b| b.total_cmp(a));
+    let Some(most) = reached.get(runs.len() * ODD_PER_CENT / 100).copied() else {
+        return from;
     };
-    if check(from) {
+    if most < from {
         return from;
     }
     // Never out of reach.
-    (most + (1.0 - most).max(0.0) * 0.25).clamp(from, from.max(0.98))
+    (most + (1.0 - most).max(0.0) * MARGIN).clamp(from, from.max(0.98))
+}
+
+/// The score that k of n normal windows of a recording reach together: the k-th highest of the last n, at its most. 0 if there are not so many.
+fn reached(run: &Scored, k: u32, n: u32) -> f32 {
+    let of = |x: u32| usize::try_from(x).unwrap_or(usize::MAX).max(1);
+    let (k, n) = (of(k), of(n));
+    let mut most: f32 = 0.0;
+    for end in k..=run.len() {
+        let window = &run[end.saturating_sub(n)..end];
+        if window.iter().any(|(_, label)| *label != Label::Normal) {
+            continue;
+        }
+        let mut scores: Vec<f32> = window.iter().map(|(score, _)| *score).collect();
+        scores.sort_by(|a, b| b.total_cmp(a));
+        most = scores.get(k - 1).copied().unwrap_or(0.0).max(most);
+    }
+    most
 }
 
 fn quantile(mut values: Vec<f32>, share: f64) -> Option<f32> {
