@@ -54,11 +54,22 @@ fn understood(stream: &[u8], head: &Head) {
     let place = usize::try_from(xxh3_64(stream) >> 1).unwrap();
     let cut = parse(&stream[..place % (head.length + 1)]);
     assert!(matches!(cut, Err(HeadError::Truncated { .. })), "{cut:?}");
-    assert!(head.same_content(own, own));
-    let mut other = stream.to_vec();
-    other[place % head.length] ^= 1 << (place / head.length % 8);
-    if head.same_content(own, &other[..head.length]) {
-        assert_eq!(parse(&other).as_ref(), Ok(head), "other in the same way");
+    assert!(head.same_content(own, head, own));
+    let mut changed = stream.to_vec();
+    changed[place % head.length] ^= 1 << (place / head.length % 8);
+    let Ok(other) = parse(&changed) else { return };
+    let others = &changed[..other.length];
+    let same = head.same_content(own, &other, others);
+    assert_eq!(
+        other.same_content(others, head, own),
+        same,
+        "from both sides"
+    );
+    if same {
+        assert_eq!(
+            (&head.machine, &head.blocks),
+            (&other.machine, &other.blocks)
+        );
     }
 }
 

@@ -170,7 +170,7 @@ fn labels_follow_the_fault() {
 fn one_odd_recording_does_not_decide_about_alarms() {
     // Healthy recordings whose windows reach 0.3 together, but for some that are like faults; single windows reach 0.9.
     let run = |level: f32| -> Scored {
-        let score = |at: usize| if at % 7 == 0 { 0.9 } else { level };
+        let score = |at: usize| if at.is_multiple_of(7) { 0.9 } else { level };
         (0..60).map(|at| (score(at), Label::Normal)).collect()
     };
     let with = |odd: usize, all: usize| {
