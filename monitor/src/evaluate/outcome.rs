@@ -87,7 +87,7 @@ impl Outcome {
         k: u32,
         n: u32,
     ) {
-        let mut panel = Panel::new(k, n);
+        let mut panel = Panel::new(k, n, alarm, threshold);
         let patience = ActionsConfig::default().patience.0;
         let (mut was_ill, mut found) = (false, None);
         // Since when it is ill, and whether something would have been done about it.
@@ -95,7 +95,7 @@ impl Outcome {
         let mut points = Vec::with_capacity(scored.len());
         let mut last_ms = None;
         for (row, (score, label)) in run.rows.iter().zip(scored) {
-            let is_ill = panel.push(*score >= alarm);
+            let is_ill = panel.push(*score);
             let since_fault = run.fault_at_ms.and_then(|at| row.at_ms.checked_sub(at));
             if is_ill && !was_ill {
                 match (*label, since_fault) {

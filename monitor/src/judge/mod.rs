@@ -3,10 +3,13 @@
 //!
 //! ```text
 //!   opinion on each window ──▶ the last n of them ──▶ k are against it: faulty, or strange     ─▶ verdict, when it changes
-//!                                                 └─▶ n are for it:     healthy
+//!                                                 └─▶ k are for it:     healthy
 //!
 //!   no window against it for the *margin*  ─▶  *sound* until the margin before now  ─▶  the time to go back to
 //! ```
+//!
+//! A window is against a VM from the alarm threshold on; against one that is faulty already from a lower one on, so that a fault whose score goes
+//! up and down is one fault and not many.
 //!
 //! A fault is there before it shows: while it begins the windows still look well. So the time to go back to lies before the last window
 //! that speaks for the VM, by the margin.
@@ -29,8 +32,10 @@ pub struct Opinion {
     pub to_ms: u64,
     /// How much speaks for a fault, from 0 to 1.
     pub score: f64,
-    /// From which score on the model takes it for one.
+    /// From which score on it is against a VM.
     pub threshold: f64,
+    /// From which score on it is against a VM that is faulty already.
+    pub still_faulty: f64,
     /// Nothing like it was in what the model has learned from.
     pub strange: bool,
     /// How much of what the model knows was measured, from 0 to 1.
@@ -199,9 +204,13 @@ impl Judge {
     }
 
     fn says(&self, opinion: &Opinion) -> Health {
+        let from = match self.health {
+            Health::Faulty => opinion.still_faulty,
+            _ => opinion.threshold,
+        };
         if opinion.confidence < self.rule.least_confidence || !opinion.score.is_finite() {
             Health::Unknown
-        } else if opinion.score >= opinion.threshold {
+        } else if opinion.score >= from {
             Health::Faulty
         } else if opinion.strange {
             Health::Strange

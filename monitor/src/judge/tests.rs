@@ -17,6 +17,7 @@ fn opinion(second: u64, score: f64) -> Opinion {
         to_ms: second * 1000 + 10_000,
         score,
         threshold: 0.5,
+        still_faulty: 0.3,
         strange: false,
         confidence: 1.0,
         kind: (score >= 0.5).then(|| "leak".to_owned()),
@@ -156,4 +157,17 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_fault_whose_score_goes_up_and_down_is_one() {
+    let mut judge = Judge::new(RULE);
+    hear(&mut judge, &[0.1; 20]);
+    assert_eq!(hear(&mut judge, &[0.9, 0.8, 0.8]).len(), 1);
+    assert!(hear(&mut judge, &[0.4; 30]).is_empty());
+    assert_eq!(judge.health(), Health::Faulty);
+    assert_eq!(hear(&mut judge, &[0.2; 5]).len(), 1);
+    // The same score is no fault of one that is well.
+    assert!(hear(&mut judge, &[0.4; 30]).is_empty());
+    assert_eq!(judge.health(), Health::Healthy);
 }

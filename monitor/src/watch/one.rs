@@ -290,6 +290,7 @@ impl One {
 
 /// What the judge hears of a judgement.
 fn opinion(model: &Model, judgement: Judgement, to_ms: u64) -> Opinion {
+    let thresholds = model.header().verdict;
     let kinds = judgement.kinds.into_iter();
     let kind = kinds.map(|(kind, _)| kind).next();
     let reasons = judgement.reasons.into_iter();
@@ -297,7 +298,8 @@ fn opinion(model: &Model, judgement: Judgement, to_ms: u64) -> Opinion {
         from_ms: to_ms.saturating_sub(WINDOW_MS),
         to_ms,
         score: f64::from(judgement.score),
-        threshold: f64::from(model.header().verdict.alarm),
+        threshold: f64::from(thresholds.alarm),
+        still_faulty: f64::from(thresholds.threshold),
         strange: judgement.novelty >= 1.0,
         confidence: f64::from(judgement.confidence),
         kind: kind.filter(|_| judgement.counts),
