@@ -81,6 +81,9 @@ pub struct Rule {
     pub windows: usize,
     /// Of so many.
     pub of: usize,
+    /// From this score on a window is against a VM, from 0 to 1; none: as the model says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<f64>,
     /// Windows of which less than this share of what the model knows was measured do not count, from 0 to 1.
     pub least_confidence: f64,
     /// A VM is taken for sound until so long before the last window that speaks for it: longer than faults take to show.
@@ -92,6 +95,7 @@ impl Default for Rule {
         Self {
             windows: 4,
             of: 5,
+            alarm: None,
             least_confidence: 0.5,
             margin: TimeSpan(30_000),
         }
@@ -115,6 +119,12 @@ impl Rule {
                 "{} of {} windows could speak for two verdicts at once: take more than half",
                 self.windows, self.of
             ));
+        }
+        if self
+            .alarm
+            .is_some_and(|alarm| !(0.0..=1.0).contains(&alarm))
+        {
+            return Err("alarm is between 0 and 1".to_owned());
         }
         if !(0.0..=1.0).contains(&self.least_confidence) {
             return Err("least_confidence is between 0 and 1".to_owned());

@@ -7,6 +7,7 @@ use super::*;
 const RULE: Rule = Rule {
     windows: 3,
     of: 5,
+    alarm: None,
     least_confidence: 0.5,
     margin: TimeSpan(4_000),
 };

@@ -55,9 +55,6 @@ const PARTS: usize = 3;
 /// So many recordings of a hundred may get a false alarm by the threshold alone.
 const ODD_PER_CENT: usize = 3;
 
-/// The part of the way from there to 1 that the threshold is raised.
-const MARGIN: f32 = 0.25;
-
 /// Of windows that are like what was learnt, so many are nearer than the threshold of novelty.
 const FAMILIAR: f64 = 0.995;
 
@@ -263,19 +260,16 @@ fn kinds(runs: &[&Run], columns: &[usize], seed: u64) -> Result<Vec<(String, Tre
 }
 
 /// A threshold for verdicts, not below `from`, chosen on recordings that were not learnt from. The lowest with which hardly one of them gets a
-/// verdict while it is normal, and a part of what remains up to 1, as others will be noisier than these. Not the lowest with which none gets
-/// one: what is odd about a single recording must not decide what is found in all others.
+/// verdict while it is normal. Not the lowest with which none gets one: what is odd about a single recording must not decide what is found in
+/// all others.
 pub fn alarm_threshold(runs: &[Scored], from: f32, k: u32, n: u32) -> f32 {
     let mut reached: Vec<f32> = runs.iter().map(|run| reached(run, k, n)).collect();
     reached.sort_by(|a, b| b.total_cmp(a));
     let Some(most) = reached.get(runs.len() * ODD_PER_CENT / 100).copied() else {
         return from;
     };
-    if most < from {
-        return from;
-    }
-    // Never out of reach.
-    (most + (1.0 - most).max(0.0) * MARGIN).clamp(from, from.max(0.98))
+    // Just above it, and never out of reach.
+    (most + 0.001).clamp(from, from.max(0.98))
 }
 
 /// The score that k of n normal windows of a recording reach together: the k-th highest of the last n, at its most. 0 if there are not so many.

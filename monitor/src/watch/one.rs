@@ -196,7 +196,7 @@ impl One {
             let judgement = self.model.judge(&window);
             let missing = judgement.missing.iter();
             let missing: Vec<String> = missing.map(|source| source.name().to_owned()).collect();
-            let opinion = opinion(&self.model, judgement, sample.wall_ms);
+            let opinion = self.opinion(judgement, sample.wall_ms);
             let verdict = self.judge.hear(opinion.clone());
             let sound_until_ms = self.judge.sound_until_ms();
             extractor.hold(self.judge.health() == Health::Faulty);
@@ -264,6 +264,27 @@ impl One {
         None
     }
 
+    /// What the judge hears of a judgement.
+    fn opinion(&self, judgement: Judgement, to_ms: u64) -> Opinion {
+        let thresholds = self.model.header().verdict;
+        let alarm = f64::from(thresholds.alarm);
+        let alarm = self.options.rule.alarm.unwrap_or(alarm);
+        let score = f64::from(judgement.score);
+        let kind = judgement.kinds.into_iter().map(|(kind, _)| kind).next();
+        let reasons = judgement.reasons.into_iter();
+        Opinion {
+            from_ms: to_ms.saturating_sub(WINDOW_MS),
+            to_ms,
+            score,
+            threshold: alarm,
+            still_faulty: f64::from(thresholds.threshold).min(alarm),
+            strange: judgement.novelty >= 1.0,
+            confidence: f64::from(judgement.confidence),
+            kind: kind.filter(|_| score >= alarm),
+            reasons: reasons.map(|reason| reason.words).collect(),
+        }
+    }
+
     fn lose(&mut self, reason: String) {
         self.judge.forget();
         self.guard.forget();
@@ -285,25 +306,6 @@ impl One {
                 (now.health, now.since_ms) = (health, at_ms);
             }
         });
-    }
-}
-
-/// What the judge hears of a judgement.
-fn opinion(model: &Model, judgement: Judgement, to_ms: u64) -> Opinion {
-    let thresholds = model.header().verdict;
-    let kinds = judgement.kinds.into_iter();
-    let kind = kinds.map(|(kind, _)| kind).next();
-    let reasons = judgement.reasons.into_iter();
-    Opinion {
-        from_ms: to_ms.saturating_sub(WINDOW_MS),
-        to_ms,
-        score: f64::from(judgement.score),
-        threshold: f64::from(thresholds.alarm),
-        still_faulty: f64::from(thresholds.threshold),
-        strange: judgement.novelty >= 1.0,
-        confidence: f64::from(judgement.confidence),
-        kind: kind.filter(|_| judgement.counts),
-        reasons: reasons.map(|reason| reason.words).collect(),
     }
 }
 
