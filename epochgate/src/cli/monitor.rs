@@ -147,6 +147,9 @@ pub(crate) struct EvaluateArgs {
     /// Draw pictures into this folder, as SVG: ROC curves, confusion, some recordings by rule, F1 of each kind of fault and load.
     #[arg(long, value_name = "DIR")]
     pub plots: Option<PathBuf>,
+    /// Evaluate this method alone, without all that it is compared with.
+    #[arg(long)]
+    pub alone: bool,
     /// Learn so many models at a time.
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pub threads: usize,

@@ -38,7 +38,7 @@ pub use rivals::Rival;
 
 use crate::learn::{LearnError, Options, Table};
 
-/// Evaluates. `beats` are what heartbeats saw, for each recording of the table, if that is known. `progress` is called after each step with
+/// Evaluates these; the model of `options` should be among them, as most figures are of it. `beats` are what heartbeats saw, for each recording of the table, if that is known. `progress` is called after each step with
 /// the part that is done.
 ///
 /// # Errors
@@ -47,10 +47,10 @@ pub fn evaluate(
     table: &Table,
     beats: &[Option<Beats>],
     options: Options,
+    rivals: &[Rival],
     threads: usize,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, LearnError> {
-    let rivals = Rival::all(options.method, beats.iter().any(Option::is_some));
     let mut work: Vec<(Rival, Scheme, Fold)> = Vec::new();
     for scheme in Scheme::ALL {
         for fold in folds::folds(table, scheme, options.seed) {

@@ -41,7 +41,8 @@ impl Rival {
         }
     }
 
-    pub(super) fn all(method: Method, heartbeats: bool) -> Vec<Rival> {
+    /// All that a model that learns by `method` is compared with, and all models.
+    pub fn all(method: Method, heartbeats: bool) -> Vec<Rival> {
         let mut all: Vec<Rival> = Method::ALL.into_iter().map(Rival::Model).collect();
         all.extend([Rival::WithoutDirty(method), Rival::Novelty, Rival::Fixed]);
         if heartbeats {

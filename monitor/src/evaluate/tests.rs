@@ -42,7 +42,8 @@ fn a_report_has_the_shape_that_is_promised() {
         rows: 200,
         ..Options::default()
     };
-    let report = evaluate(&table, &[], options, 2, &|_, _| ()).unwrap();
+    let rivals = Rival::all(options.method, false);
+    let report = evaluate(&table, &[], options, &rivals, 2, &|_, _| ()).unwrap();
     let json = serde_json::to_value(&report).unwrap();
     for scheme in ["unseen_loads", "unseen_faults"] {
         for figure in ["f1", "auc", "precision", "recall"] {

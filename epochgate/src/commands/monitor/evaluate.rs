@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use monitor::evaluate::{Figures, Report, evaluate, load_heartbeats};
+use monitor::evaluate::{Figures, Report, Rival, evaluate, load_heartbeats};
 use monitor::learn::Table;
 use monitor::recording::DataSet;
 
@@ -16,13 +16,12 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     let names = table.runs.iter().map(|run| &run.name);
     let beats: Vec<_> = names.map(|name| load_heartbeats(folder, name)).collect();
     let progress = |done: usize, all: usize| tracing::info!(done, all, "judged");
-    let report = evaluate(
-        &table,
-        &beats,
-        options(&args.learn),
-        args.threads,
-        &progress,
-    )?;
+    let options = options(&args.learn);
+    let rivals = match args.alone {
+        true => vec![Rival::Model(options.method)],
+        false => Rival::all(options.method, beats.iter().any(Option::is_some)),
+    };
+    let report = evaluate(&table, &beats, options, &rivals, args.threads, &progress)?;
     if let Some(folder) = &args.plots {
         plots::draw(folder, &report)?;
     }
