@@ -13,6 +13,7 @@
 )]
 
 pub mod below;
+pub mod busy_group;
 pub mod client;
 pub mod command;
 pub mod control;
@@ -20,6 +21,7 @@ mod die_with_parent;
 pub mod disk;
 pub mod epochs;
 pub mod frames;
+pub mod history;
 pub mod lab_guest;
 pub mod ledger;
 pub mod nas;

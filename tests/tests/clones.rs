@@ -16,7 +16,7 @@ impl Bench {
         make_image(&bench.dir.path().join("root.img"), 8 << 20);
         let text = format!(
             "control = \"{}\"\nlisten = [\"unix:{}\"]\n[[group]]\nname = \"vm\"\nlog = \"{}\"\nmode = \"async\"\n\
-             epoch_memory = \"\"\n[group.history]\n[[group.disk]]\nname = \"root\"\nimage = \"{}\"\n",
+             epoch_memory = \"\"\n[group.history]\nmin_free = \"0B\"\n[[group.disk]]\nname = \"root\"\nimage = \"{}\"\n",
             bench.file("gateway.sock"),
             bench.file("nbd.sock"),
             bench.file("log"),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use epochgate_tests::command::{Ended, epochgate, run_well};
+use epochgate_tests::history::HISTORY;
 use epochgate_tests::process::Process;
 use epochgate_tests::site::{make_image, tempdir, wait_for_socket};
 use epochgate_tests::waiting::wait_until;
@@ -84,7 +85,7 @@ impl Bench {
 
 #[test]
 fn the_past_is_listed_pinned_read_and_gone_back_to() {
-    let bench = Bench::new("[group.history]\nage = \"7d\"\nsize = \"1GiB\"");
+    let bench = Bench::new("[group.history]\nmin_free = \"0B\"\nage = \"7d\"\nsize = \"1GiB\"");
     let mut gateway = bench.start();
     bench.fill(1);
     let pinned = bench
@@ -202,7 +203,7 @@ fn the_past_is_listed_pinned_read_and_gone_back_to() {
 
 #[test]
 fn a_history_is_not_left_behind_by_mistake() {
-    let bench = Bench::new("[group.history]");
+    let bench = Bench::new(HISTORY);
     let mut gateway = bench.start();
     bench.fill(1);
     gateway.stop();
@@ -214,7 +215,7 @@ fn a_history_is_not_left_behind_by_mistake() {
     epochgate(["gateway", "--config", &config])
         .with(2)
         .says(&["7 days", "7d"]);
-    bench.configure("[group.history]");
+    bench.configure(HISTORY);
     let mut gateway = bench.start();
     bench.holds("vm/root@epoch=1", 1);
     gateway.stop();

@@ -25,21 +25,12 @@ fn watched_site() -> Site {
         interval_ms: 200,
         ..Options::default()
     });
-    let append = |name: &str, more: &str| {
-        let text = std::fs::read_to_string(site.file(name)).unwrap();
-        site.write(name, &format!("{text}{more}"));
-    };
-    append("gateway.toml", "\n[group.history]\n");
-    let memory = format!("\"{}\"", site.file("memory"));
-    append(
-        "standby.toml",
-        &format!("\n[memory_history]\ndir = {memory}\nevery = \"2s\"\n"),
-    );
-    let states = site.file("states");
+    site.keep_history("2s");
+    let (memory, states) = (site.memory(), site.file("states"));
     site.write(
         "monitor.toml",
         &format!(
-            "memory = {memory}\nstate = \"{states}\"\n[verdict]\nalarm = 0.55\nmargin = \"15s\"\n[actions]\nrest = \"5s\"\n\
+            "memory = \"{memory}\"\nstate = \"{states}\"\n[verdict]\nalarm = 0.55\nmargin = \"15s\"\n[actions]\nrest = \"5s\"\n\
              faulty = [{{ do = \"notify\" }}, {{ do = \"pin_healthy\" }}, \
              {{ do = \"rewind\", with_memory = true, then = [\"sh\", \"-c\", \"echo $EPOCHGATE_STATE > {states}/newest\"] }}]\n"
         ),
@@ -116,18 +107,7 @@ fn is_set_back(site: &mut Site, monitor: &mut Process, fault: &str, sound_ms: u6
     assert_eq!(site.source().wait().code(), Some(1));
     let newest =
         std::fs::read_to_string(PathBuf::from(site.file("states")).join("newest")).unwrap();
-    let (config, state) = (site.file("vm.toml"), newest.trim());
-    let args = [
-        "protect",
-        "--json",
-        "--config",
-        &config,
-        "--saved-state",
-        state,
-    ];
-    let mut source = site.start(HOSTS[0], "source", args, &[]);
-    source.event(&["vm_started"]);
-    site.source = Some(source);
+    site.start_source_from(newest.trim());
     wait_until(
         "an answer of the VM that was set back",
         || answers(site).then_some(()),

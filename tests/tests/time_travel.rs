@@ -16,18 +16,8 @@ const POINTS: usize = 10;
 /// A site that keeps history, and memory every second.
 fn site_with_memory() -> Site {
     let site = Site::new(&Options::default());
-    append(&site, "gateway.toml", "\n[group.history]\n");
-    let memory = format!(
-        "\n[memory_history]\ndir = \"{}\"\nevery = \"1s\"\n",
-        site.file("memory")
-    );
-    append(&site, "standby.toml", &memory);
+    site.keep_history("1s");
     site
-}
-
-fn append(site: &Site, name: &str, more: &str) {
-    let text = std::fs::read_to_string(site.file(name)).unwrap();
-    site.write(name, &format!("{text}{more}"));
 }
 
 /// Waits until so many points are kept.
@@ -41,7 +31,7 @@ fn keep(site: &mut Site, points: usize) {
 /// The epochs of all points.
 #[track_caller]
 fn epochs(site: &Site) -> Vec<u64> {
-    let ended = epochgate(["memory", "list", "--json", &site.file("memory")]).with(0);
+    let ended = epochgate(["memory", "list", "--json", &site.memory()]).with(0);
     let points: Value = serde_json::from_str(&ended.out).unwrap();
     let points = points.as_array().unwrap();
     points
@@ -53,7 +43,7 @@ fn epochs(site: &Site) -> Vec<u64> {
 /// `epochgate rewind vm1 --with-memory`. Returns the directory of the state.
 #[track_caller]
 fn rewind(site: &Site, epoch: u64, number: usize) -> String {
-    let (control, memory) = (site.control(), site.file("memory"));
+    let (control, memory) = (site.control(), site.memory());
     let (to, state) = (
         format!("epoch={epoch}"),
         site.file(&format!("state-{number}")),
@@ -83,18 +73,7 @@ fn rewind(site: &Site, epoch: u64, number: usize) -> String {
 /// Starts the source from a saved state. Returns the first word of its witness.
 #[track_caller]
 fn start_from(site: &mut Site, state: &str) -> Verdict {
-    let config = site.file("vm.toml");
-    let args = [
-        "protect",
-        "--json",
-        "--config",
-        &config,
-        "--saved-state",
-        state,
-    ];
-    let mut source = Process::epochgate("source", site.path(), args, &[]);
-    source.event(&["vm_started"]);
-    site.source = Some(source);
+    site.start_source_from(state);
     site.serial("source").wait("the witness", |_| true)
 }
 
@@ -154,7 +133,7 @@ fn a_clone_runs_beside_the_vm() {
     let before = site.start_protected(&[]);
     keep(&mut site, 4);
     let epoch = epochs(&site)[1];
-    let (control, memory, config) = (site.control(), site.file("memory"), site.file("vm.toml"));
+    let (control, memory, config) = (site.control(), site.memory(), site.file("vm.toml"));
     let (to, control) = (format!("epoch={epoch}"), control.display().to_string());
     let args = [
         "rewind",
@@ -189,7 +168,7 @@ fn memory_is_not_started_on_other_disks() {
     site.start_protected(&[]);
     keep(&mut site, 2);
     let epoch = epochs(&site)[0];
-    let memory = site.file("memory");
+    let memory = site.memory();
     // Memory alone: nobody has set disks back for it.
     let alone = site.file("alone");
     let number = epoch.to_string();

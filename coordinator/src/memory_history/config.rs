@@ -6,8 +6,6 @@ use epoch_log::history::Retention;
 use nbd_server::group::history::{Size, TimeSpan};
 use serde::Deserialize;
 
-/// Points give way when less than this is free where they lie, in bytes.
-const MIN_FREE: u64 = 1 << 30;
 /// Shortest distance of two points, in milliseconds: each costs some syncs of the disk.
 const SHORTEST: u64 = 100;
 
@@ -26,6 +24,9 @@ pub struct MemoryHistoryConfig {
     /// What earlier points differ in takes no more space than this, such as "100GiB"; the newest one, in `ram.img`, comes on top.
     #[serde(default = "size")]
     pub size: Size,
+    /// They give way when less than this is free where they lie.
+    #[serde(default = "min_free")]
+    pub min_free: Size,
 }
 
 impl MemoryHistoryConfig {
@@ -55,7 +56,7 @@ impl MemoryHistoryConfig {
         Retention {
             age_ms: self.age.0,
             bytes: self.size.0,
-            min_free: MIN_FREE,
+            min_free: self.min_free.0,
             tiers: Vec::new(),
         }
     }
@@ -71,4 +72,8 @@ fn age() -> TimeSpan {
 
 fn size() -> Size {
     Size(100 << 30)
+}
+
+fn min_free() -> Size {
+    Size(1 << 30)
 }

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use qemu_glue::{Fingerprint, GuestRam, PAGE_SIZE, Role};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::config::MemoryHistoryConfig;
 use super::head::{Head, MemoryPoint};
 use super::store::{Devices, Store, StoreError};
 use super::tracked::{GivenUp, Tracked, Watch};
@@ -234,6 +235,21 @@ fn what_is_too_old_goes_and_the_newest_stays() {
     let out = dir.path().join("three");
     store.shelf().export(Epoch(3), &out).unwrap();
     assert_eq!(fs::read(out.join("ram")).unwrap()[3 * 4096 + 1], 3);
+}
+
+/// On a disk that can't have as much free as is asked for, the newest point alone stays; whoever asks for nothing keeps all.
+#[test]
+fn points_give_way_when_too_little_is_free() {
+    for (min_free, left) in [("8388607TiB", vec![3]), ("0B", vec![1, 2, 3])] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({ "dir": "unused", "min_free": min_free });
+        let config: MemoryHistoryConfig = serde_json::from_value(config).unwrap();
+        let mut store = some_points(dir.path(), &[1, 2, 3], config.retention());
+        store.trim(nbd_server::group::history::now_ms()).unwrap();
+        let points = store.shelf().points();
+        let kept: Vec<u64> = points.iter().map(|point| point.epoch.0).collect();
+        assert_eq!(kept, left, "{min_free}");
+    }
 }
 
 #[test]

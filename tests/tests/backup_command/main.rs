@@ -6,7 +6,8 @@ mod bench;
 
 use std::process::Command;
 
-use epochgate_tests::command::{epochgate, run_for};
+use epochgate_tests::busy_group::do_well;
+use epochgate_tests::command::run_for;
 use epochgate_tests::nbd::{FLUSH, Request};
 use epochgate_tests::object_server::ObjectServer;
 use epochgate_tests::paths;
@@ -19,7 +20,7 @@ use bench::{Bench, id, packs};
 
 /// A chain of backups, each restored; then some are removed.
 fn a_chain(bench: &Bench, place: &str) {
-    bench.fill();
+    bench.group.fill();
     let chain = bench.chain(place, 4);
     for (before, made) in chain.iter().zip(&chain[1..]) {
         assert_eq!(made["parent"], before["backup"]);
@@ -79,7 +80,7 @@ fn a_chain(bench: &Bench, place: &str) {
         "--backup",
         id(&chain[0]),
         "--to",
-        &bench.file("x"),
+        &bench.group.file("x"),
     ]);
     gone.with(2).says(&["there is no backup"]);
 }
@@ -87,14 +88,14 @@ fn a_chain(bench: &Bench, place: &str) {
 #[test]
 fn a_chain_in_a_directory_restores_each_of_its_points() {
     let mut bench = Bench::new();
-    a_chain(&bench, &bench.file("backups"));
+    a_chain(&bench, &bench.group.file("backups"));
     bench.gateway.stop();
 }
 
 #[test]
 fn a_chain_in_a_bucket_restores_each_of_its_points() {
     let mut bench = Bench::new();
-    let server = ObjectServer::start(bench.dir.path());
+    let server = ObjectServer::start(bench.group.dir());
     server.make_bucket("bucket");
     bench.environment = server.environment();
     a_chain(&bench, "s3://bucket/some/where");
@@ -104,16 +105,10 @@ fn a_chain_in_a_bucket_restores_each_of_its_points() {
 #[test]
 fn a_backup_that_is_killed_goes_on_with_what_it_has_stored() {
     let mut bench = Bench::new();
-    let place = bench.path("backups");
+    let place = bench.group.path("backups");
     let to = place.display().to_string();
-    bench.fill();
-    let arguments = [vec!["backup".to_owned()], bench.create_args(&to)].concat();
-    let mut first = Process::epochgate("create", bench.dir.path(), &arguments, &[]);
-    wait_until(
-        "a pack",
-        || (!packs(&place).is_empty()).then_some(()),
-        String::new,
-    );
+    bench.group.fill();
+    let mut first = bench.begin(&place);
     first.kill();
     let before = packs(&place);
     let list = bench.backup(["list", &to]).with(0);
@@ -125,14 +120,8 @@ fn a_backup_that_is_killed_goes_on_with_what_it_has_stored() {
     let pins = bench.pins();
     assert_eq!(pins.len(), 1);
     // The disks go on meanwhile; the backup stays that of its point.
-    let mut client = bench.client("root");
-    assert_eq!(
-        client
-            .ask(&Request::write(0, vec![9; 1 << 20]))
-            .unwrap()
-            .error,
-        0
-    );
+    let mut client = bench.group.client("root");
+    do_well(&mut client, &Request::write(0, vec![9; 1 << 20]));
     let made = bench.create(&to, &[]);
     assert_eq!(made["resumed"], true);
     assert_eq!(made["pin"], pins[0].as_str());
@@ -155,16 +144,10 @@ fn a_backup_that_is_killed_goes_on_with_what_it_has_stored() {
 #[test]
 fn a_backup_that_is_told_to_stop_says_how_it_goes_on() {
     let mut bench = Bench::new();
-    let place = bench.path("backups");
+    let place = bench.group.path("backups");
     let to = place.display().to_string();
-    bench.fill();
-    let arguments = [vec!["backup".to_owned()], bench.create_args(&to)].concat();
-    let mut first = Process::epochgate("create", bench.dir.path(), &arguments, &[]);
-    wait_until(
-        "a pack",
-        || (!packs(&place).is_empty()).then_some(()),
-        String::new,
-    );
+    bench.group.fill();
+    let mut first = bench.begin(&place);
     first.signal(rustix::process::Signal::TERM);
     assert_eq!(first.wait().code(), Some(1));
     assert!(
@@ -181,28 +164,13 @@ fn a_backup_that_is_told_to_stop_says_how_it_goes_on() {
 #[test]
 fn without_its_pin_all_is_read_but_only_what_is_new_is_stored() {
     let mut bench = Bench::new();
-    let to = bench.file("backups");
-    bench.fill();
+    let to = bench.group.file("backups");
+    bench.group.fill();
     let first = bench.create(&to, &[]);
-    let control = bench.file("gateway.sock");
-    epochgate([
-        "log",
-        "unpin",
-        "vm",
-        first["pin"].as_str().unwrap(),
-        "--control",
-        &control,
-    ])
-    .with(0);
-    let mut client = bench.client("data");
-    assert_eq!(
-        client
-            .ask(&Request::write(5000, vec![9; 100]))
-            .unwrap()
-            .error,
-        0
-    );
-    assert_eq!(client.ask(&Request::new(FLUSH, 0, 0)).unwrap().error, 0);
+    bench.group.unpin(first["pin"].as_str().unwrap());
+    let mut client = bench.group.client("data");
+    do_well(&mut client, &Request::write(5000, vec![9; 100]));
+    do_well(&mut client, &Request::new(FLUSH, 0, 0));
     let second = bench.create(&to, &[]);
     assert!(
         second["compared"]
@@ -224,9 +192,9 @@ fn without_its_pin_all_is_read_but_only_what_is_new_is_stored() {
 #[test]
 fn damage_is_found_and_not_restored() {
     let mut bench = Bench::new();
-    let place = bench.path("backups");
+    let place = bench.group.path("backups");
     let to = place.display().to_string();
-    bench.fill();
+    bench.group.fill();
     // In order, so that the first pack is of the first disk.
     let made = bench.create(&to, &["--jobs", "1"]);
     let all = packs(&place);
@@ -237,7 +205,7 @@ fn damage_is_found_and_not_restored() {
             "--backup",
             "latest",
             "--to",
-            &bench.file(dir),
+            &bench.group.file(dir),
         ])
     };
     let mut random = Random::new("damage");
@@ -263,7 +231,7 @@ fn damage_is_found_and_not_restored() {
     std::fs::write(path, &damaged).unwrap();
     let refused = restore("damaged").with(1);
     refused.says(&["is damaged"]);
-    assert!(!bench.path("damaged/root.raw").exists());
+    assert!(!bench.group.path("damaged/root.raw").exists());
     std::fs::remove_file(path).unwrap();
     let found = bench.backup(["verify", &to]).with(1);
     assert!(found.out.contains("missing"), "{}", found.out);
@@ -289,7 +257,7 @@ fn damage_is_found_and_not_restored() {
 #[test]
 fn a_full_disk_is_said_and_a_later_run_finishes() {
     let mut bench = Bench::new();
-    let place = bench.path("small");
+    let place = bench.group.path("small");
     std::fs::create_dir(&place).unwrap();
     let to = place.display().to_string();
     // A small file system that only this process and what joins it see; it goes with the process.
@@ -298,7 +266,7 @@ fn a_full_disk_is_said_and_a_later_run_finishes() {
         .args(["--mount", "--map-root-user", "sh", "-c"])
         .arg(r#"mount -t tmpfs -o size=40m tmpfs "$1" && exec sleep 10000"#)
         .args(["sh", &to]);
-    let holder = Process::start("holder", bench.dir.path(), holder);
+    let holder = Process::start("holder", bench.group.dir(), holder);
     let pid = holder.pid().to_string();
     wait_until(
         "the small file system",
@@ -323,7 +291,7 @@ fn a_full_disk_is_said_and_a_later_run_finishes() {
     let create = bench.create_args(&to);
     let mut command = vec![binary, "backup"];
     command.extend(create.iter().map(String::as_str));
-    bench.fill();
+    bench.group.fill();
     inside(&command).with(1).says(&["is full; make room there"]);
     let list = inside(&[binary, "backup", "list", &to]).with(0);
     assert!(list.out.contains("there is no backup"), "{}", list.out);
@@ -331,17 +299,17 @@ fn a_full_disk_is_said_and_a_later_run_finishes() {
     let made: Value = serde_json::from_str(&inside(&command).with(0).out).unwrap();
     assert_eq!(made["resumed"], true);
     inside(&[binary, "backup", "verify", &to]).with(0);
-    inside(&["cp", "-r", &to, &bench.file("copy")]).with(0);
+    inside(&["cp", "-r", &to, &bench.group.file("copy")]).with(0);
     bench.keep(&made);
-    bench.check(&bench.file("copy"), id(&made));
+    bench.check(&bench.group.file("copy"), id(&made));
     bench.gateway.stop();
 }
 
 #[test]
 fn what_makes_no_sense_is_refused() {
     let mut bench = Bench::new();
-    let to = bench.file("backups");
-    let control = bench.file("gateway.sock");
+    let to = bench.group.file("backups");
+    let control = bench.group.control();
     let create = |group: &str, place: &str| {
         bench.backup(["create", group, "--to", place, "--control", &control])
     };
@@ -380,7 +348,7 @@ fn what_makes_no_sense_is_refused() {
         .with(2)
         .says(&["no disk none"]);
     // One at a time.
-    let lock = std::fs::File::open(bench.path("backups/state/vm/lock")).unwrap();
+    let lock = std::fs::File::open(bench.group.path("backups/state/vm/lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     bench
         .backup(bench.create_args(&to))
