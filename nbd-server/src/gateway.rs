@@ -285,7 +285,7 @@ impl Gateway {
 
     /// The group of that name.
     pub fn group(&self, name: &str) -> Option<Arc<Group>> {
-        self.catalog.directory().group(name)
+        self.catalog.directory().group(name).ok()
     }
 
     /// What is served, and the way to change it.

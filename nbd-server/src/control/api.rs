@@ -336,7 +336,7 @@ pub enum ErrorKind {
     MemoryStale,
     /// Takeover: no checkpoint has been committed yet, so there is no memory to go on from.
     NoCheckpoint,
-    /// The gateway has no such group.
+    /// The gateway has no such group, or it is away while it is set back.
     UnknownGroup,
     /// The gateway has no such export outside of groups.
     UnknownExport,

@@ -141,16 +141,11 @@ pub(super) fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
 
 impl Gatekeeper {
     fn group(&self, name: &str) -> Result<Arc<Group>, Failure> {
-        let directory = self.catalog.directory();
-        directory.group(name).ok_or_else(|| {
-            let groups = directory.groups();
-            let names: Vec<_> = groups.iter().map(|group| group.name()).collect();
+        let group = self.catalog.directory().group(name);
+        group.map_err(|message| {
             Failure(ErrorDetail {
                 kind: ErrorKind::UnknownGroup,
-                message: format!(
-                    "there is no group '{name}'; this gateway has: {}",
-                    names.join(", ")
-                ),
+                message,
             })
         })
     }

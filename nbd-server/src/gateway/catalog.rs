@@ -1,7 +1,7 @@
 //! What a gateway serves right now, and every change of it: one at a time, while clients are attached. The control API and the
 //! reload of a configuration file ([`super::reload`]) are its only callers; it knows nothing of HTTP or TOML.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -77,13 +77,8 @@ pub enum ChangeError {
     #[error("{}", crate::group::with_sources(.0))]
     Resize(#[source] ResizeError),
     /// There is no such group.
-    #[error("there is no group '{name}'; this gateway has: {names}")]
-    UnknownGroup {
-        /// The name asked for.
-        name: String,
-        /// Those there are.
-        names: String,
-    },
+    #[error("{0}")]
+    UnknownGroup(String),
     /// Its past is not kept.
     #[error("group '{group}' keeps no history; add [group.history] to its configuration")]
     NoHistory {
@@ -128,7 +123,7 @@ impl ChangeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown { .. } => ErrorKind::UnknownExport,
-            Self::UnknownGroup { .. } => ErrorKind::UnknownGroup,
+            Self::UnknownGroup(_) => ErrorKind::UnknownGroup,
             Self::NoHistory { .. } | Self::InUse { .. } | Self::Past(_) => ErrorKind::Refused,
             Self::History(HistoryError::BadPin { .. }) | Self::PinOfClone { .. } => {
                 ErrorKind::BadRequest
@@ -206,6 +201,7 @@ impl Catalog {
             groups,
             exports,
             aliases: aliases(&config.groups),
+            set_back: BTreeSet::new(),
         };
         Self {
             directory: Arc::new(Directory::new(contents)),

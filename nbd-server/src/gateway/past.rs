@@ -141,28 +141,26 @@ impl Catalog {
                 });
             }
             contents.groups.remove(name);
+            contents.set_back.insert(name.to_owned());
             contents.aliases = aliases_without(&state.file.groups, name);
         }
         close(group);
         tracing::info!(group = name, to = to.0, "the group is being set back");
         let rewound = when_free(|| config.rewind(to));
         // It is served again whatever came of it.
-        let opened = when_free(|| Group::open(&config, &mut |_| {})).map_err(ChangeError::Open)?;
+        let opened = when_free(|| Group::open(&config, &mut |_| {}));
         let mut contents = self.directory().change();
+        contents.set_back.remove(name);
+        let opened = opened.map_err(ChangeError::Open)?;
         contents.groups.insert(name.to_owned(), Arc::new(opened));
         contents.aliases = aliases(&state.file.groups);
         rewound.map_err(ChangeError::Open)
     }
 
     pub(super) fn group_named(&self, name: &str) -> Result<Arc<Group>, ChangeError> {
-        self.directory().group(name).ok_or_else(|| {
-            let groups = self.directory().groups();
-            let names: Vec<_> = groups.iter().map(|group| group.name().to_owned()).collect();
-            ChangeError::UnknownGroup {
-                name: name.to_owned(),
-                names: names.join(", "),
-            }
-        })
+        self.directory()
+            .group(name)
+            .map_err(ChangeError::UnknownGroup)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Finds exports by name: `group/disk`, `group/disk@instance`, and the plain names of exports outside of groups. What there is to
 //! find can change while clients are attached; who may change it is decided by [`crate::gateway`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{Group, Refusal};
@@ -25,6 +25,8 @@ pub struct Contents {
     pub exports: BTreeMap<String, Arc<Served>>,
     /// Second names: from the alias to `group/disk`.
     pub aliases: BTreeMap<String, String>,
+    /// Groups that are not among the others for a moment, as they are set back.
+    pub set_back: BTreeSet<String>,
 }
 
 /// The name of an export, taken apart.
@@ -96,9 +98,11 @@ impl Directory {
             .then_some(answer)
     }
 
-    /// The group of that name.
-    pub fn group(&self, name: &str) -> Option<Arc<Group>> {
-        self.look().groups.get(name).cloned()
+    /// The group of that name; or why there is none, for people.
+    pub fn group(&self, name: &str) -> Result<Arc<Group>, String> {
+        let contents = self.look();
+        let group = contents.groups.get(name).cloned();
+        group.ok_or_else(|| contents.no_group(name))
     }
 
     /// All groups, by name.
@@ -131,6 +135,19 @@ impl Contents {
         disks.chain(exports).chain(aliases).collect()
     }
 
+    fn no_group(&self, name: &str) -> String {
+        if self.set_back.contains(name) {
+            return format!(
+                "group '{name}' is being set back to an earlier epoch: try again in a moment"
+            );
+        }
+        let names: Vec<_> = self.groups.keys().map(String::as_str).collect();
+        format!(
+            "there is no group '{name}'; this gateway has: {}",
+            names.join(", ")
+        )
+    }
+
     /// The names of all exports, for people.
     pub fn names(&self) -> String {
         let names: Vec<_> = self
@@ -146,7 +163,13 @@ impl Contents {
         name: &str,
         ask: impl FnOnce(&Group, &str, Option<&str>) -> Option<Result<T, Refusal>>,
     ) -> Result<T, OpenRefused> {
-        Name::parse(name)
+        let parsed = Name::parse(name);
+        if let Some(Name { group, .. }) = &parsed
+            && self.set_back.contains(*group)
+        {
+            return Err(OpenRefused::Unknown(self.no_group(group)));
+        }
+        parsed
             .and_then(|name| {
                 let group = self.groups.get(name.group)?;
                 ask(group, name.disk, name.instance)
@@ -223,6 +246,8 @@ impl ExportDirectory for Directory {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -241,5 +266,21 @@ mod tests {
         assert_eq!(Name::parse("vm/root@a@b"), Some(name));
         assert_eq!(Name::parse("vm"), None);
         assert_eq!(export_name("vm", "root", "a"), "vm/root@a");
+    }
+
+    #[test]
+    fn a_group_that_is_set_back_is_not_taken_for_unknown() {
+        let directory = Directory::new(Contents {
+            set_back: BTreeSet::from(["vm".to_owned()]),
+            ..Contents::default()
+        });
+        let again = "'vm' is being set back to an earlier epoch: try again in a moment";
+        assert!(directory.group("vm").unwrap_err().contains(again));
+        let OpenRefused::Unknown(message) = directory.describe("vm/root").unwrap_err() else {
+            panic!("it is a group of the gateway");
+        };
+        assert!(message.contains(again), "{message}");
+        let other = directory.group("vn").unwrap_err();
+        assert!(other.contains("there is no group 'vn'"), "{other}");
     }
 }
