@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! verdict ─▶ ask ─▶ actions up to the first that touches the VM
-//!                   the others ─▶ patience ─▶ still_so ─▶ they, too
+//!                   the others ─▶ patience ─▶ go_on ─▶ they, too
 //! verdict that the VM is well, or VM lost ─▶ forget: what waits is not done
 //! ```
 
@@ -15,7 +15,7 @@ use crate::judge::{Health, Verdict};
 const HOUR_MS: u64 = 3_600_000;
 
 /// What is to be done about a verdict.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     /// Do these, in this order, and then say so with [`Guard::done`].
     pub act: Vec<Action>,
@@ -23,6 +23,8 @@ pub struct Decision {
     pub would: Vec<Action>,
     /// These are not done.
     pub held: Vec<HeldBack>,
+    /// About this one.
+    pub verdict: Verdict,
 }
 
 /// What a guard holds back, and why.
@@ -48,6 +50,7 @@ pub struct Guard {
 #[derive(Debug)]
 struct Waiting {
     actions: Vec<Action>,
+    verdict: Verdict,
     /// In milliseconds since 1970.
     due_ms: u64,
 }
@@ -65,12 +68,13 @@ impl Guard {
     }
 
     /// What to do at once about a new verdict at `now_ms`, in milliseconds since 1970. What would wait for an earlier verdict to last is forgotten.
-    pub fn ask(&mut self, verdict: &Verdict, now_ms: u64) -> Decision {
+    /// None: there is nothing to do about such a one.
+    pub fn ask(&mut self, verdict: Verdict, now_ms: u64) -> Option<Decision> {
         self.waiting = None;
         let mut wanted = match verdict.health {
             Health::Faulty => self.config.faulty.clone(),
             Health::Strange => self.config.strange.clone(),
-            Health::Healthy | Health::Unknown => return Decision::default(),
+            Health::Healthy | Health::Unknown => return None,
         };
         let patience = self.config.patience.0;
         if patience > 0
@@ -78,23 +82,23 @@ impl Guard {
         {
             self.waiting = Some(Waiting {
                 actions: wanted.split_off(first),
+                verdict: verdict.clone(),
                 due_ms: now_ms.saturating_add(patience),
             });
         }
-        self.decide(&wanted, verdict, now_ms)
+        Some(self.decide(&wanted, verdict, now_ms))
     }
 
     /// The verdict of the last [`Guard::ask`] still stands at `now_ms`: what to do now that it has lasted. Nothing before that, and while something
     /// is being done.
-    pub fn still_so(&mut self, verdict: &Verdict, now_ms: u64) -> Decision {
-        let is_due = |waiting: &mut Waiting| waiting.due_ms <= now_ms;
+    pub fn go_on(&mut self, now_ms: u64) -> Option<Decision> {
         if self.busy {
-            return Decision::default();
+            return None;
         }
-        match self.waiting.take_if(is_due) {
-            Some(waiting) => self.decide(&waiting.actions, verdict, now_ms),
-            None => Decision::default(),
-        }
+        let Waiting {
+            actions, verdict, ..
+        } = self.waiting.take_if(|waiting| waiting.due_ms <= now_ms)?;
+        Some(self.decide(&actions, verdict, now_ms))
     }
 
     /// The VM is not watched any more: no verdict of it stands.
@@ -102,7 +106,7 @@ impl Guard {
         self.waiting = None;
     }
 
-    fn decide(&mut self, wanted: &[Action], verdict: &Verdict, now_ms: u64) -> Decision {
+    fn decide(&mut self, wanted: &[Action], verdict: Verdict, now_ms: u64) -> Decision {
         self.intrusions
             .retain(|at| now_ms.saturating_sub(*at) < HOUR_MS);
         let mut intrusions = self.intrusions.len();
@@ -148,7 +152,12 @@ impl Guard {
             self.intrusions.push_back(now_ms);
         }
         self.busy |= act.iter().any(|action| *action != Action::Notify);
-        Decision { act, would, held }
+        Decision {
+            act,
+            would,
+            held,
+            verdict,
+        }
     }
 
     /// What was to be done is done, or has failed: at `now_ms`.
@@ -169,6 +178,8 @@ fn needs_sound(action: &Action) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use nbd_server::group::history::TimeSpan;
 
     use super::*;
@@ -204,23 +215,23 @@ mod tests {
     #[test]
     fn by_default_a_verdict_is_only_said() {
         let mut guard = Guard::new(ActionsConfig::default());
-        let decision = guard.ask(&verdict(Health::Faulty), 0);
+        let decision = guard.ask(verdict(Health::Faulty), 0).unwrap();
         assert_eq!(decision.act, [Action::Notify]);
         assert!(decision.held.is_empty());
-        assert_eq!(guard.ask(&verdict(Health::Healthy), 1), Decision::default());
+        assert_eq!(guard.ask(verdict(Health::Healthy), 1), None);
     }
 
     #[test]
     fn never_two_at_once() {
         let all = [Action::PinHealthy, rewind()];
         let mut guard = guard(&all);
-        assert_eq!(guard.ask(&verdict(Health::Faulty), 0).act, all);
-        let decision = guard.ask(&verdict(Health::Faulty), 30);
+        assert_eq!(guard.ask(verdict(Health::Faulty), 0).unwrap().act, all);
+        let decision = guard.ask(verdict(Health::Faulty), 30).unwrap();
         assert!(decision.act.is_empty());
         assert_eq!(decision.held.len(), 2);
         guard.done(40);
         // It rests, but what does not touch the VM is done.
-        let decision = guard.ask(&verdict(Health::Faulty), 50);
+        let decision = guard.ask(verdict(Health::Faulty), 50).unwrap();
         assert_eq!(decision.act, [Action::PinHealthy]);
         assert_eq!(decision.held.len(), 1);
     }
@@ -231,7 +242,7 @@ mod tests {
         let mut done = 0;
         for minute in 0..180_u64 {
             let now = minute * 60_000;
-            if guard.ask(&verdict(Health::Faulty), now).act == [Action::Restart] {
+            if guard.ask(verdict(Health::Faulty), now).unwrap().act == [Action::Restart] {
                 done += 1;
                 guard.done(now);
             }
@@ -242,7 +253,7 @@ mod tests {
     #[test]
     fn one_verdict_stops_a_vm_once() {
         let mut guard = guard(&[rewind(), Action::SwitchOver]);
-        let decision = guard.ask(&verdict(Health::Faulty), 0);
+        let decision = guard.ask(verdict(Health::Faulty), 0).unwrap();
         assert_eq!(decision.act, [rewind()]);
         assert_eq!(decision.held.len(), 1);
     }
@@ -254,7 +265,7 @@ mod tests {
             sound_until_ms: None,
             ..verdict(Health::Faulty)
         };
-        let decision = guard.ask(&unsound, 0);
+        let decision = guard.ask(unsound, 0).unwrap();
         assert_eq!(decision.act, [Action::Notify]);
         assert_eq!(decision.held.len(), 2);
     }
@@ -268,7 +279,7 @@ mod tests {
             ..ActionsConfig::default()
         });
         for now in [0, 1] {
-            let decision = guard.ask(&verdict(Health::Faulty), now);
+            let decision = guard.ask(verdict(Health::Faulty), now).unwrap();
             assert_eq!(decision.act, [Action::Notify]);
             assert_eq!(decision.would, [rewind()]);
         }
@@ -282,14 +293,15 @@ mod tests {
             ..ActionsConfig::default()
         });
         let ill = verdict(Health::Faulty);
-        assert_eq!(guard.ask(&ill, 0).act, [Action::PinHealthy]);
+        assert_eq!(guard.ask(ill.clone(), 0).unwrap().act, [Action::PinHealthy]);
         // The pin is still being made.
-        assert_eq!(guard.still_so(&ill, 16_000), Decision::default());
+        assert_eq!(guard.go_on(16_000), None);
         guard.done(16_500);
-        let decision = guard.still_so(&ill, 17_000);
+        let decision = guard.go_on(17_000).unwrap();
+        assert_eq!(decision.verdict, ill);
         assert_eq!(decision.act, [rewind(), Action::Notify]);
         guard.done(18_000);
-        assert_eq!(guard.still_so(&ill, 60_000), Decision::default());
+        assert_eq!(guard.go_on(60_000), None);
     }
 
     #[test]
@@ -300,24 +312,23 @@ mod tests {
             ..ActionsConfig::default()
         });
         for lost in [false, true] {
-            assert!(guard.ask(&verdict(Health::Faulty), 0).act.is_empty());
+            assert!(
+                guard
+                    .ask(verdict(Health::Faulty), 0)
+                    .unwrap()
+                    .act
+                    .is_empty()
+            );
             if lost {
                 guard.forget();
             } else {
-                guard.ask(&verdict(Health::Healthy), 10_000);
+                guard.ask(verdict(Health::Healthy), 10_000);
             }
-            let decision = guard.still_so(&verdict(Health::Faulty), 20_000);
-            assert_eq!(decision, Decision::default());
+            assert_eq!(guard.go_on(20_000), None);
         }
         // The time begins anew with each verdict.
-        guard.ask(&verdict(Health::Faulty), 21_000);
-        assert_eq!(
-            guard.still_so(&verdict(Health::Faulty), 35_000),
-            Decision::default()
-        );
-        assert_eq!(
-            guard.still_so(&verdict(Health::Faulty), 36_000).act,
-            [rewind()]
-        );
+        guard.ask(verdict(Health::Faulty), 21_000);
+        assert_eq!(guard.go_on(35_000), None);
+        assert_eq!(guard.go_on(36_000).unwrap().act, [rewind()]);
     }
 }

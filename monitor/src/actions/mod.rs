@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use nbd_server::group::history::TimeSpan;
 use serde::{Deserialize, Serialize};
 
+use crate::judge::LASTING;
+
 /// Something that can be done about a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do", deny_unknown_fields)]
@@ -98,7 +100,7 @@ impl Default for ActionsConfig {
             faulty: vec![Action::Notify],
             strange: vec![Action::Notify],
             dry_run: false,
-            patience: TimeSpan(15_000),
+            patience: LASTING,
             most_per_hour: 2,
             rest: TimeSpan(120_000),
             timeout: TimeSpan(60_000),

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::actions::ActionsConfig;
 use crate::features;
-use crate::judge::Panel;
+use crate::judge::{Health, Judge, LASTING, Opinion, Rule};
 use crate::learn::metrics::Counts;
 use crate::learn::{Label, Run};
 
@@ -19,7 +18,7 @@ pub struct Outcome {
     pub scored: Vec<(f32, bool)>,
     /// Verdicts while there was no fault.
     pub false_alarms: u64,
-    /// Of those, the ones that last as long as by default is waited before something is done to a VM.
+    /// Of those, the ones that last long enough for something to be done to a VM.
     pub false_actions: u64,
     /// Time without a fault in which windows were judged.
     pub normal_ms: u64,
@@ -69,6 +68,21 @@ fn demand(run: &Run) -> f32 {
     values.sum::<f32>() / run.rows.len().max(1) as f32
 }
 
+/// A score alone, as a judge hears it.
+fn opinion(at_ms: u64, score: f32, alarm: f32, threshold: f32) -> Opinion {
+    Opinion {
+        from_ms: at_ms.saturating_sub(features::WINDOW_MS),
+        to_ms: at_ms,
+        score: score.into(),
+        threshold: alarm.into(),
+        still_faulty: threshold.into(),
+        strange: false,
+        confidence: 1.0,
+        kind: None,
+        reasons: Vec::new(),
+    }
+}
+
 impl Outcome {
     pub(super) fn new(fold: &str) -> Self {
         Self {
@@ -87,15 +101,20 @@ impl Outcome {
         k: u32,
         n: u32,
     ) {
-        let mut panel = Panel::new(k, n, alarm, threshold);
-        let patience = ActionsConfig::default().patience.0;
+        let count = |x: u32| usize::try_from(x).unwrap_or(usize::MAX);
+        let mut judge = Judge::new(Rule {
+            windows: count(k),
+            of: count(n),
+            ..Rule::default()
+        });
         let (mut was_ill, mut found) = (false, None);
         // Since when it is ill, and whether something would have been done about it.
         let (mut ill_since_ms, mut acts, mut acted_on) = (None, false, false);
         let mut points = Vec::with_capacity(scored.len());
         let mut last_ms = None;
         for (row, (score, label)) in run.rows.iter().zip(scored) {
-            let is_ill = panel.push(*score);
+            judge.hear(opinion(row.at_ms, *score, alarm, threshold));
+            let is_ill = judge.health() == Health::Faulty;
             let since_fault = run.fault_at_ms.and_then(|at| row.at_ms.checked_sub(at));
             if is_ill && !was_ill {
                 match (*label, since_fault) {
@@ -109,7 +128,7 @@ impl Outcome {
                 (ill_since_ms, acts) = (None, false);
             } else {
                 let since = *ill_since_ms.get_or_insert(row.at_ms);
-                if !acts && row.at_ms.saturating_sub(since) >= patience {
+                if !acts && row.at_ms.saturating_sub(since) >= LASTING.0 {
                     acts = true;
                     match *label {
                         Label::Normal => self.false_actions += 1,

@@ -2,11 +2,13 @@
 //! anything of real VMs.
 #![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
+
 use super::outcome::Outcome;
 use super::*;
 use crate::features;
 use crate::learn::tests::data_set;
-use crate::learn::{Label, Row, Run, Scored};
+use crate::learn::{Label, Row, Run, Scored, alarm_threshold};
 
 #[test]
 fn folds_never_learn_from_what_they_judge() {
@@ -82,28 +84,55 @@ fn a_report_has_the_shape_that_is_promised() {
     assert!(!report.outcomes.iter().any(|o| o.lines.iter().any(line)));
 }
 
-#[test]
-fn a_verdict_that_does_not_last_is_an_alarm_and_no_action() {
-    // Healthy for two minutes, called ill for ten seconds and for forty; then a fault, found after eight.
+/// So many seconds, with a fault from a second on or without one.
+fn run(seconds: u64, fault_at: Option<u64>) -> Run {
     let row = |second: u64| Row {
         values: vec![0.0; features::features().len()],
         at_ms: second * 1000,
-        label: if second < 120 {
-            Label::Normal
-        } else {
-            Label::Faulty
+        label: match fault_at {
+            Some(at) if second >= at => Label::Faulty,
+            _ => Label::Normal,
         },
     };
-    let run = Run {
+    Run {
         name: "one".to_owned(),
         load: "idle".to_owned(),
         also: Vec::new(),
-        fault: Some("dead".to_owned()),
-        fault_at_ms: Some(120_000),
+        fault: fault_at.map(|_| "dead".to_owned()),
+        fault_at_ms: fault_at.map(|at| at * 1000),
         family: None,
-        rows: (0..180).map(row).collect(),
+        rows: (0..seconds).map(row).collect(),
         interval_ms: 1000,
-    };
+    }
+}
+
+proptest! {
+    /// Thresholds are chosen as verdicts are passed: the lowest with which a judge of the recording says nothing.
+    #[test]
+    fn an_alarm_threshold_is_the_lowest_without_a_false_alarm(
+        scores in prop::collection::vec(1_u8..90, 1..60),
+        (k, n) in (1_u32..6).prop_flat_map(|n| (n / 2 + 1..=n, Just(n))),
+    ) {
+        let run = run(scores.len() as u64, None);
+        let scored: Scored = scores.iter().map(|score| (f32::from(*score) / 100.0, Label::Normal)).collect();
+        let false_alarms = |alarm: f32| {
+            let mut outcome = Outcome::new("idle");
+            // No hysteresis: what comes after the first alarm is of no interest.
+            outcome.judge(&run, &scored, alarm, alarm, k, n);
+            outcome.false_alarms
+        };
+        let alarm = alarm_threshold(std::slice::from_ref(&scored), 0.0, k, n);
+        prop_assert_eq!(false_alarms(alarm), 0);
+        if scores.len() >= k as usize {
+            prop_assert!(false_alarms(alarm - 0.002) > 0, "{} is not the lowest", alarm);
+        }
+    }
+}
+
+#[test]
+fn a_verdict_that_does_not_last_is_an_alarm_and_no_action() {
+    // Healthy for two minutes, called ill for ten seconds and for forty; then a fault, found after eight.
+    let run = run(180, Some(120));
     let scored: Scored = run
         .rows
         .iter()

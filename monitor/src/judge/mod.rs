@@ -14,14 +14,13 @@
 //! A fault is there before it shows: while it begins the windows still look well. So the time to go back to lies before the last window
 //! that speaks for the VM, by the margin.
 
-mod panel;
-
 use std::collections::VecDeque;
 
 use nbd_server::group::history::TimeSpan;
 use serde::{Deserialize, Serialize};
 
-pub use panel::Panel;
+/// So long a verdict stands before it is worth doing something to a VM, unless somebody wants it otherwise.
+pub const LASTING: TimeSpan = TimeSpan(15_000);
 
 /// What a model thinks of one window of samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +33,7 @@ pub struct Opinion {
     pub score: f64,
     /// From which score on it is against a VM.
     pub threshold: f64,
-    /// From which score on it is against a VM that is faulty already.
+    /// From which score on it is against a VM that is faulty already, if that is lower.
     pub still_faulty: f64,
     /// Nothing like it was in what the model has learned from.
     pub strange: bool,
@@ -215,7 +214,7 @@ impl Judge {
 
     fn says(&self, opinion: &Opinion) -> Health {
         let from = match self.health {
-            Health::Faulty => opinion.still_faulty,
+            Health::Faulty => opinion.still_faulty.min(opinion.threshold),
             _ => opinion.threshold,
         };
         if opinion.confidence < self.rule.least_confidence || !opinion.score.is_finite() {

@@ -81,7 +81,7 @@ pub struct Training {
     pub hours: f64,
     /// Seed of what was random.
     pub seed: u64,
-    /// F1 on recordings that were kept aside for the thresholds.
+    /// F1 by windows of all recordings, each judged by what was learnt from others.
     pub f1: f64,
     /// Area under the curve on the same.
     pub auc: f64,

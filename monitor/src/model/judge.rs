@@ -1,6 +1,6 @@
 //! One window judged.
 
-use super::{Model, Thresholds};
+use super::Model;
 use crate::features::{self, Window};
 use crate::signals::Source;
 
@@ -11,8 +11,6 @@ pub struct Judgement {
     pub score: f32,
     /// Whether it is faulty.
     pub faulty: bool,
-    /// Whether it counts for a verdict.
-    pub counts: bool,
     /// The most likely kinds of fault with their scores, best first. Of use if it is faulty.
     pub kinds: Vec<(String, f32)>,
     /// Distance from all that was learnt, in relation to the threshold: 1 and more is like nothing that was learnt.
@@ -64,10 +62,7 @@ impl Model {
     pub fn judge(&self, window: &Window) -> Judgement {
         let row = self.pick(&window.values);
         let score = self.classifier.score(&row);
-        let Thresholds {
-            threshold, alarm, ..
-        } = self.header.verdict;
-        let faulty = score >= threshold;
+        let faulty = score >= self.header.verdict.threshold;
         let is_there = |at: usize| {
             let column = self.columns.get(at).copied().unwrap_or(usize::MAX);
             window.there.get(column).copied().unwrap_or(false)
@@ -82,7 +77,6 @@ impl Model {
         Judgement {
             score,
             faulty,
-            counts: score >= alarm,
             kinds: self.likely_kinds(&row),
             novelty: self.unlike(&row),
             reasons: self.reasons(&row, faulty),

@@ -1,5 +1,6 @@
 //! The watch of one VM: looks for it, follows it, loses it, finds it again.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -167,8 +168,6 @@ impl One {
         self.teller.tell(Event::Watching { pid });
         self.teller.now(|now| now.lost = None);
         let mut extractor = Extractor::default();
-        // The last verdict, as long as it stands.
-        let mut stands = None;
         let mut ticks = tokio::time::interval(self.options.interval);
         // A sample that took too long is not made up for.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,7 +177,6 @@ impl One {
             if self.orders.anew.has_changed().unwrap_or(false) {
                 self.orders.anew.mark_unchanged();
                 extractor = Extractor::default();
-                stands = None;
                 self.judge.forget();
                 self.guard.forget();
                 self.change(Health::Unknown, since_1970());
@@ -206,27 +204,19 @@ impl One {
                 now.sound_until_ms = sound_until_ms;
                 now.figures.windows += 1;
             });
-            let is_new = verdict.is_some();
-            let Some(verdict) = verdict.or_else(|| stands.take()) else {
-                continue;
-            };
-            if is_new {
+            if let Some(verdict) = &verdict {
                 self.change(verdict.health, verdict.at_ms);
                 self.teller.tell(Event::Verdict(verdict.clone()));
             }
-            stands = Some(verdict.clone());
-            let mut hands = self.options.hands.clone();
-            if let Some(socket) = sampler.socket() {
-                hands.reach.qmp = Some(socket.to_owned());
-            }
-            if let Some(act) = self.weigh(verdict, is_new, hands) {
+            if let Some(act) = self.weigh(verdict, sampler.socket()) {
                 return Left::ToAct(Box::new(act));
             }
         }
     }
 
-    /// What may be done about a verdict that is new, or still stands, is begun, beside the watching; or returned, if it needs the VM.
-    fn weigh(&mut self, verdict: Verdict, is_new: bool, hands: Hands) -> Option<Act> {
+    /// What may be done about a new verdict, or about one that has lasted, is begun, beside the watching; or returned, if it needs the VM, whose
+    /// QMP socket may be `socket`.
+    fn weigh(&mut self, new: Option<Verdict>, socket: Option<&Path>) -> Option<Act> {
         if self.beside.take_if(|act| act.is_finished()).is_some() {
             self.guard.done(since_1970());
         }
@@ -234,11 +224,11 @@ impl One {
             act: go,
             would,
             held,
-        } = if is_new {
-            self.guard.ask(&verdict, since_1970())
-        } else {
-            self.guard.still_so(&verdict, since_1970())
-        };
+            verdict,
+        } = match new {
+            Some(verdict) => self.guard.ask(verdict, since_1970()),
+            None => self.guard.go_on(since_1970()),
+        }?;
         for action in would {
             self.teller.action(&action, Outcome::Would, None);
         }
@@ -250,6 +240,10 @@ impl One {
         let actions: Vec<Action> = go.into_iter().filter(|a| *a != Action::Notify).collect();
         if actions.is_empty() {
             return None;
+        }
+        let mut hands = self.options.hands.clone();
+        if let Some(socket) = socket {
+            hands.reach.qmp = Some(socket.to_owned());
         }
         let act = Act {
             actions,
@@ -277,7 +271,7 @@ impl One {
             to_ms,
             score,
             threshold: alarm,
-            still_faulty: f64::from(thresholds.threshold).min(alarm),
+            still_faulty: f64::from(thresholds.threshold),
             strange: judgement.novelty >= 1.0,
             confidence: f64::from(judgement.confidence),
             kind: kind.filter(|_| score >= alarm),
