@@ -97,20 +97,18 @@ impl BusyGroup {
         Client::attach(&self.path("nbd.sock"), &format!("vm/{disk}"), false)
     }
 
-    /// Gives all disks a content, but for a hole.
+    /// Gives all disks a content, mebibyte by mebibyte but for a hole, and the last bytes, which are no whole block.
     #[track_caller]
     pub fn fill(&self) {
         let mut random = Random::new("fill");
         for disk in DISKS {
             let mut client = self.client(disk);
-            for at in (0..self.bytes)
-                .step_by(1 << 20)
-                .filter(|at| at >> 20 != HOLE)
-            {
-                let len =
-                    usize::try_from(self.bytes - at).map_or(1 << 20, |left| left.min(1 << 20));
-                do_well(&mut client, &Request::write(at, random.bytes(len)));
+            for piece in (0..self.bytes >> 20).filter(|piece| *piece != HOLE) {
+                let request = Request::write(piece << 20, random.bytes(1 << 20));
+                do_well(&mut client, &request);
             }
+            let end = Request::write(self.bytes - 1000, random.bytes(1000));
+            do_well(&mut client, &end);
             do_well(&mut client, &Request::new(FLUSH, 0, 0));
         }
     }

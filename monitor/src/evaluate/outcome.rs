@@ -101,12 +101,7 @@ impl Outcome {
         k: u32,
         n: u32,
     ) {
-        let count = |x: u32| usize::try_from(x).unwrap_or(usize::MAX);
-        let mut judge = Judge::new(Rule {
-            windows: count(k),
-            of: count(n),
-            ..Rule::default()
-        });
+        let mut judge = Judge::new(Rule::k_of_n(k, n));
         let (mut was_ill, mut found) = (false, None);
         // Since when it is ill, and whether something would have been done about it.
         let (mut ill_since_ms, mut acts, mut acted_on) = (None, false, false);

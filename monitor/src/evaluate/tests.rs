@@ -130,6 +130,20 @@ proptest! {
 }
 
 #[test]
+fn a_verdict_needs_k_of_n_both_ways() {
+    let scores = [0.9, 0.9, 0.1, 0.8, 0.8, 0.5, 0.4, 0.1, 0.1, 0.1];
+    let run = run(scores.len() as u64, None);
+    let scored: Scored = scores.iter().map(|score| (*score, Label::Normal)).collect();
+    let mut outcome = Outcome::new("idle");
+    outcome.judge(&run, &scored, 0.4, 0.8, 3, 4);
+    let said: Vec<bool> = outcome.lines[0].points.iter().map(|p| p.2).collect();
+    let expected = [
+        false, false, false, true, true, true, true, true, true, false,
+    ];
+    assert_eq!(said, expected);
+}
+
+#[test]
 fn a_verdict_that_does_not_last_is_an_alarm_and_no_action() {
     // Healthy for two minutes, called ill for ten seconds and for forty; then a fault, found after eight.
     let run = run(180, Some(120));

@@ -102,6 +102,17 @@ impl Default for Rule {
 }
 
 impl Rule {
+    /// `k` of `n` windows, as a model says, and otherwise as usual.
+    #[must_use]
+    pub fn k_of_n(k: u32, n: u32) -> Self {
+        let count = |x: u32| usize::try_from(x).unwrap_or(usize::MAX);
+        Self {
+            windows: count(k),
+            of: count(n),
+            ..Self::default()
+        }
+    }
+
     /// The first thing that is wrong, in words.
     ///
     /// # Errors

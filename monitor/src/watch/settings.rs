@@ -62,11 +62,7 @@ impl Settings {
     /// What makes a verdict, with a model that says this.
     #[must_use]
     pub fn rule(&self, model: &Thresholds) -> Rule {
-        let count = |x: u32| usize::try_from(x).unwrap_or(usize::MAX);
-        self.verdict.unwrap_or(Rule {
-            windows: count(model.k),
-            of: count(model.n),
-            ..Rule::default()
-        })
+        self.verdict
+            .unwrap_or_else(|| Rule::k_of_n(model.k, model.n))
     }
 }
